@@ -68,7 +68,7 @@ def test_the_version_loads_nothing_heavy() -> None:
         ("help", "No such command 'help'; rewardlm --help"),
         ("doctor tiny more", "rewardlm doctor --help"),
         ("rlaf tiny --out o lr=1", "unknown setting 'lr': did you mean 'learning_rate'?"),
-        ("rlaf tiny --out o coef=1", "unknown setting 'coef': did you mean 'kl.coef'?"),
+        ("rlaf tiny --out o coef=1", "unknown setting 'coef': did you mean 'retain.coef' or 'kl.coef'?"),
         (
             "measure tiny --out o --part tarin",
             "--part (setting 'part') is 'tarin': expected 'all', 'train' or 'measure'",

@@ -304,7 +304,7 @@ def test_the_cache_forgets_other_days(service: FakeService, monkeypatch: pytest.
 def test_a_damaged_cache_costs_requests_and_no_score(service: FakeService) -> None:
     service.answer = in_tens
     file = cache_folder() / "perspective.sqlite"
-    file.parent.mkdir()
+    file.parent.mkdir(exist_ok=True)
     file.write_bytes(b"not a database" * 100)
     scorer = judge(service)
     with pytest.warns(UserWarning, match=r"perspective\.sqlite can't be used"):

@@ -121,8 +121,8 @@ class _Words:
             return f"did you mean {called!r}?"
         # The very name in another section is nearer than a name like it in this one.
         elsewhere = [one for one in self._settings if one.rpartition(".")[2] == last]
-        if len(elsewhere) == 1:
-            return f"did you mean {elsewhere[0]!r}?"
+        if 1 <= len(elsewhere) <= 3:
+            return f"did you mean {' or '.join(map(repr, elsewhere))}?"
         beside = {one.rpartition(".")[2]: one for one in self._settings if one.rpartition(".")[0] == section}
         if hint := did_you_mean(last, beside):
             return f"did you mean {beside[_named(hint)]!r}?"
