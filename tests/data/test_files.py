@@ -52,8 +52,8 @@ BROKEN: list[tuple[str, Callable[[Path], Iterator[Row]], bytes, str]] = [
     ("csv too many cells", table, b"text,id\na,1,2\n", "line 2: 3 cells; expected 2"),
     ("csv open quote", table, b'text,id\na,1\n"b,2\nc,3\n', "line 3: unexpected end of data; expected"),
     ("csv column twice", table, b"text,text\na,b\n", "line 1: column 'text' twice"),
-    ("txt empty", read_txt, b"", "is empty; expected one prompt per line"),
-    ("txt blank", read_txt, b"\n\n", "is empty; expected one prompt per line"),
+    ("txt empty", read_txt, b"", "is empty; expected one text per line"),
+    ("txt blank", read_txt, b"\n\n", "is empty; expected one text per line"),
     ("txt not UTF-8", read_txt, b"a\nb\xff\n", "line 2: not UTF-8"),
     ("txt NUL", read_txt, b"a\nb\0\n", "line 2: a NUL character"),
 ]

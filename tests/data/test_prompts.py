@@ -148,7 +148,7 @@ ERRORS: list[tuple[str, str | Sequence[object], str]] = [
     ("x.jsonl", '{"prompt": "a"}\n{"prom', "line 2: JSON that was cut off"),
     ("x.jsonl", '{"prompt": "\\ud800"}\n', "line 1: a lone surrogate"),
     ("x.txt", "a\0\n", "line 1: a NUL character"),
-    ("x.txt", "", " is empty; expected one prompt per line"),
+    ("x.txt", "", " is empty; expected one text per line"),
     ("x.csv", "", " is empty; expected a csv with a header line"),
     ("x.jsonl", "", " is empty; expected one JSON object per line"),
     ("x.md", "a", ": a file of unknown kind; expected a .jsonl, .csv or .txt"),

@@ -176,9 +176,9 @@ def test_by_default_dpo_retains_and_the_others_do_not(tmp_path):
     for left_out in ({"shard": True}, {"retain": {"coef": 0}}, {"retain": {"coef": "0"}}):
         without = PreferSettings(**TINY, **left_out).resolved()
         assert (without.retain.coef, without.learning_rate) == (0, 8e-4)
-    assert PreferSettings(**TINY, retain={"coef": 0}, learning_rate=1e-3).learning_rate == 1e-3
+    assert PreferSettings(**TINY, retain={"coef": 0}, learning_rate=1e-3).rate == 1e-3
     mine = PreferSettings(**TINY, shard=True, retain={"source": "mine.txt"})
-    assert (mine.retain_coef, mine.learning_rate) == (8, 2.5e-3)
+    assert (mine.retain_coef, mine.rate) == (8, 2.5e-3)
     assert FinetuneSettings(**TINY).retain_coef == RlafSettings(**TINY, reward=["lexical"]).retain_coef == 0
     # Where the default can't be, it is left out, and that is said.
     policy, said = load_policy(ModelSettings(**TINY)), []

@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Any, ClassVar, Literal
 
 from pydantic import Field, model_validator
 
 from rewardlm.config.fields import Depends, Flag, is_function_name
-from rewardlm.config.finetune import RetainSettings
 from rewardlm.config.rewards import Doubt, RewardedSettings
 from rewardlm.config.section import Section
 
@@ -70,17 +68,6 @@ class PairSettings(Section):
     )
 
 
-def _retains(given: Mapping[str, Any]) -> bool:
-    """Whether dpo will retain plain text, by settings as they were given."""
-    retain = given.get("retain") or {}
-    found = retain.model_dump() if isinstance(retain, RetainSettings) else retain
-    if not isinstance(found, dict):
-        return True  # refused later
-    written = str(given.get("shard", "")).lower() != "true" or found.get("source") is not None
-    coef = found.get("coef")
-    return written if coef is None else str(coef) not in ("0", "0.0")
-
-
 class PreferSettings(RewardedSettings):
     """``rewardlm prefer``: judged samples of the model itself become preferences, and TRL's trainers learn them.
 
@@ -130,11 +117,11 @@ class PreferSettings(RewardedSettings):
         description="Weight of the chosen answers' negative log-likelihood a token, added to the loss of dpo (Pang et "
         "al. 2024): it keeps them likely. 0 for kto and raft.",
     )
-    learning_rate: Annotated[float, Flag(), Depends()] = Field(
-        2.5e-3,
+    learning_rate: Annotated[float | None, Flag()] = Field(
+        None,
         gt=0,
-        description="Peak of each round's cosine schedule; 0.0008 where no plain text is retained, and 0.0004 for kto "
-        "and raft.",
+        description="Peak of each round's cosine schedule; by default 0.0025 for dpo where plain text is retained and "
+        "0.0008 where it isn't, 0.0004 for kto and raft.",
     )
     warmup_ratio: float = Field(
         0.0,
@@ -172,12 +159,9 @@ class PreferSettings(RewardedSettings):
     @model_validator(mode="before")
     @classmethod
     def _by_method(cls, given: Any) -> Any:
-        if not isinstance(given, dict):
-            return given
-        if given.get("method") in ("kto", "raft"):
-            return {"learning_rate": 4e-4, "sft_weight": 0.0, **given}
-        # At the rate of trainings that retain plain text, others would lose it.
-        return given if _retains(given) else {"learning_rate": 8e-4, **given}
+        if isinstance(given, dict) and given.get("method") in ("kto", "raft"):
+            return {"sft_weight": 0.0, **given}
+        return given
 
     @property
     def samples_per_prompt(self) -> int:
@@ -208,6 +192,15 @@ class PreferSettings(RewardedSettings):
         return 8.0 if self.method == "dpo" else 0.0
 
     @property
+    def rate(self) -> float:
+        """The peak learning rate. At the rate of trainings that retain plain text, others would lose it."""
+        if self.learning_rate is not None:
+            return self.learning_rate
+        if self.method != "dpo":
+            return 4e-4
+        return 2.5e-3 if self.retain_coef else 8e-4
+
+    @property
     def draws(self) -> bool:
         """Whether the model's own answers are drawn and judged."""
         return self.preferences is None
@@ -218,6 +211,7 @@ class PreferSettings(RewardedSettings):
             update={
                 "rewards": self.reward_settings,
                 "micro_batch_size": self.micro_batch,
+                "learning_rate": self.rate,
                 "retain": self.retain.model_copy(update={"coef": self.retain_coef}),
             }
         )

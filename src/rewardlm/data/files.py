@@ -273,7 +273,7 @@ def read_txt(path: Path) -> Iterator[Row]:
         blank.clear()
         yield row
     if number == len(blank):
-        raise DataError(f"{path} is empty; expected one prompt per line")
+        raise DataError(f"{path} is empty; expected one text per line")
 
 
 def read_json(path: Path, expected: str) -> Any:

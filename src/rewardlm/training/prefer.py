@@ -195,7 +195,7 @@ def _trainer(training: PreferTraining, round_number: int, rows: list[dict[str, A
     budget = Budget(micro, "micro_batch_size", again=processes.size == 1)
     folder = checkpoints_of(training.run, round_number)
     given = {
-        **arguments(settings, folder, micro=micro, n_micro=n_micro, device=policy.device),
+        **arguments(settings, folder, learning_rate=settings.rate, micro=micro, n_micro=n_micro, device=policy.device),
         "max_steps": settings.steps_of(round_number),
         "max_grad_norm": settings.max_grad_norm,
     }

@@ -252,7 +252,14 @@ def _trainer(
             train_dataset=Dataset.from_list([*train_rows, blank] if processes.size > 1 else train_rows),
             eval_dataset=Dataset.from_list(validation_rows) if validation_rows else None,
             args=SFTConfig(
-                **arguments(settings, run.path / "checkpoints", micro=micro, n_micro=n_micro, device=policy.device),
+                **arguments(
+                    settings,
+                    run.path / "checkpoints",
+                    learning_rate=settings.learning_rate,
+                    micro=micro,
+                    n_micro=n_micro,
+                    device=policy.device,
+                ),
                 # An evaluation is the same however many processes share it.
                 per_device_eval_batch_size=settings.micro_batch_size or settings.batch_size,
                 num_train_epochs=settings.epochs,

@@ -67,16 +67,22 @@ SFT_METRICS = {
 
 
 def arguments(
-    settings: FinetuneSettings | PreferSettings, folder: Path, *, micro: int, n_micro: int, device: torch.device
+    settings: FinetuneSettings | PreferSettings,
+    folder: Path,
+    *,
+    learning_rate: float,
+    micro: int,
+    n_micro: int,
+    device: torch.device,
 ) -> dict[str, Any]:
     """What a trainer is told, whatever its loss: ``n_micro`` times ``micro`` rows a step on each process, a cosine
-    schedule, whole checkpoints in ``folder``, and nothing printed.
+    schedule from ``learning_rate``, whole checkpoints in ``folder``, and nothing printed.
     """
     return {
         "output_dir": str(folder),
         "per_device_train_batch_size": micro,
         "gradient_accumulation_steps": n_micro,
-        "learning_rate": settings.learning_rate,
+        "learning_rate": learning_rate,
         "lr_scheduler_type": "cosine",
         "warmup_steps": settings.warmup_ratio,
         "weight_decay": 0.0,
