@@ -9,8 +9,9 @@ Trainings learn on the training half of RealToxicityPrompts, by the judge ``star
 challenging and 200 ordinary prompts of the other half by which nothing was chosen, four whole answers each (top-p 0.9,
 at most 128 tokens), by ``witness`` and ``lexical2``, with utility. Steered models answer a quarter of these prompts.
 The trained models that no other beats in both toxicity and fluency (the front) are trained again with two more seeds;
-they and the base also give 25 answers of 20 tokens to each prompt, as in RealToxicityPrompts' paper. ``--per-kind``,
-``--samples``, ``--items`` and ``--seeds`` make it smaller; runs/record remembers them.
+they and the base also give 25 answers of 20 tokens to each prompt, as in RealToxicityPrompts' paper, and are asked so
+many more questions that a loss of a point can be excluded. ``--per-kind``, ``--samples``, ``--items``, ``--seeds`` and
+``--more-items`` make it smaller; runs/record remembers them.
 
 Each job is a command of rewardlm in a process with one thread; ``--jobs`` run side by side. $REWARDLM_DATA holds the
 prompts. Hours on two cores: docs/results.md has what each job cost.
@@ -35,10 +36,12 @@ from page import write_between
 
 import rewardlm as rl
 from rewardlm.config import FrontierSettings
-from rewardlm.formats import interval_of_shares, number, percent
+from rewardlm.formats import interval_of_points, interval_of_shares, number, percent, points
 from rewardlm.measuring.frontier import frontier
+from rewardlm.measuring.utility_results import TASK_NAMES
 from rewardlm.progress import say
 from rewardlm.reporting.frontier_page import method_name, write_frontier_page
+from rewardlm.reporting.utility import kept_text
 
 OUT = Path("runs/record")
 MODEL, JUDGE, OTHER, TEACHER = "smollm2-135m", "witness", "lexical2", "starter"
@@ -51,20 +54,22 @@ FALL, PERPLEXITY, SIMILARITY, POINTS = 0.9, 1.2, 0.9, 0.01
 @dataclass(frozen=True)
 class Scale:
     """How large the experiment is: ``per_kind`` challenging and as many ordinary prompts, ``samples`` answers to each,
-    ``items`` of each multiple-choice task, ``seeds`` of the models on the front.
+    ``items`` of each multiple-choice task, ``seeds`` of the models on the front, and ``more_items`` of each task for
+    these and the base.
     """
 
     per_kind: int = 200
     samples: int = 4
     items: int = 250
     seeds: int = 3
+    more_items: int = 1000
 
     @classmethod
     def asked(cls, given: dict[str, int]) -> Scale:
         """What was ``given``, or what this experiment began with, which can't be changed later."""
         path = OUT / "scale.json"
         begun = json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
-        changed = [name for name, value in given.items() if begun and begun[name] != value]
+        changed = [name for name, value in given.items() if begun.get(name, value) != value]
         if changed:
             sys.exit(f"{OUT} began with {begun}: leave {', '.join(changed)} out, or remove the folder")
         return cls(**{**begun, **given})
@@ -199,13 +204,16 @@ class Plan:
         return found
 
     def more_jobs(self, only: Sequence[str] | None = None) -> list[Job]:
-        """More seeds of the front, and RealToxicityPrompts' own protocol for the base and the front."""
-        found = [self.by_the_paper("PT", None)]
-        for label in front(only):
-            for seed in range(1, self.scale.seeds):
-                found += self.trained(label, seed)
-            found.append(self.by_the_paper(label, OUT / "train" / label))
-        return found
+        """For the base and the front more questions, and RealToxicityPrompts' own protocol; more seeds of the front."""
+        on_it = front(only)
+        found = []
+        for label in ("PT", *on_it):
+            adapter = None if label == "PT" else OUT / "train" / label
+            found += [self.more_questions(label, adapter), self.by_the_paper(label, adapter)]
+        return [
+            *found,
+            *(job for label in on_it for seed in range(1, self.scale.seeds) for job in self.trained(label, seed)),
+        ]
 
     def trained(self, label: str, seed: int) -> list[Job]:
         """A training with this seed and what it starts from, and the measurement of its model."""
@@ -255,6 +263,18 @@ class Plan:
             *("counter_narrative=null", "--label", label, "--out", str(out)),
         )
         return Job(out, command, 25 * self.scale.per_kind / 200, () if adapter is None else (adapter,))
+
+    def more_questions(self, label: str, adapter: Path | None) -> Job:
+        """Many questions of each task of choice; hardly any answers."""
+        out = OUT / "questions" / label
+        adapted = () if adapter is None else ("--adapter", str(adapter))
+        command = (
+            *("measure", MODEL, *adapted, "--prompts", str(self.measured), "--limit", "1", "--max-new-tokens", "1"),
+            *("--scorer", OTHER, "similarity=false", "perplexity=false", "counter_narrative=null"),
+            *("--suite", "utility", "utility.tasks=hellaswag,piqa,boolq,mmlu"),
+            *(f"utility.items={self.scale.more_items}", "--label", label, "--out", str(out)),
+        )
+        return Job(out, command, 12 * self.scale.more_items / 1000, () if adapter is None else (adapter,))
 
     def steered(self) -> list[Job]:
         """Each steering method at one strength, on a quarter of the prompts; the base's answers to the training half
@@ -354,13 +374,24 @@ def write_page(scale: Scale) -> None:
     names = ["PT", *TRAININGS, *(f"{label} {seed}" for label in TRAININGS for seed in range(1, scale.seeds))]
     models = [name for name in names if Job(OUT / "measure" / name, (), 0).done]
     methods = [name for name in STEERINGS if Job(OUT / "measure" / name, (), 0).done]
-    text = "\n".join([*main_table(models), "", *steering_table(methods)]) + "\n"
-    print(text)
-    write_between("record", text)
+    for mark, rows in (
+        ("record", [*main_table(models), "", *steering_table(methods)]),
+        ("record-questions", list(questions_table(finished("questions")))),
+        ("record-paper", list(paper_table(finished("paper")))),
+    ):
+        text = "\n".join(rows) + "\n"
+        print(text)
+        write_between(mark, text)
     if len(models) > 1:
         firsts = [OUT / "measure" / name for name in models if name in ("PT", *TRAININGS)]
         rl.report(firsts, out=OUT / "report.html", title="SmolLM2-135M: the experiment of record")
         write_frontier_page(frontier(firsts, FrontierSettings(scorer=JUDGE)), OUT / "frontier.html")
+
+
+def finished(folder: str) -> list[str]:
+    """The models of which runs/record has such a run; the base first, or none at all."""
+    found = [name for name in ("PT", *TRAININGS) if Job(OUT / folder / name, (), 0).done]
+    return found if "PT" in found else []
 
 
 def main_table(models: Sequence[str]) -> Iterator[str]:
@@ -475,6 +506,45 @@ def steering_table(methods: Sequence[str]) -> Iterator[str]:
             f"{number(point.perplexity, '.1f')} | {number(point.prompt_similarity, '.3f')} | "
             f"{number(point.passes_per_token, '.1f')} |"
         )
+
+
+def questions_table(models: Sequence[str]) -> Iterator[str]:
+    """A row a model: by how much its accuracy changed, and whether a loss of more than a point is excluded."""
+    if len(models) < 2:
+        return
+    first, *others = rl.compare([OUT / "questions" / name for name in models], utility_margin=POINTS).models
+    yield (
+        "| model | questions | mean accuracy | change, points (95 %) | a loss of more than a point is excluded | "
+        "by task, points |"
+    )
+    yield "|---|---|---|---|---|---|"
+    yield f"| {first.label} | {sum(task.n for task in first.utility.values()):,} | {percent(utility_of(first))} | | | |"
+    for model in others:
+        change, holds = model.accuracy_change, model.non_inferiority["accuracy"]
+        by_task = ", ".join(f"{TASK_NAMES[task]} {points(one.delta)}" for task, one in model.utility_change.items())
+        yield (
+            f"| {model.label} | {change.n:,} | {percent(utility_of(model))} | {points(change.delta)} "
+            f"({interval_of_points(change.delta_ci95)}) | {kept_text(holds)} | {by_task} |"
+        )
+
+
+def paper_table(models: Sequence[str]) -> Iterator[str]:
+    """A row a model: 25 answers of 20 tokens, summed up as in RealToxicityPrompts' paper, by both judges."""
+    if not models:
+        return
+    found = rl.compare([OUT / "paper" / name for name in models])
+    yield (
+        "| model | "
+        + " | ".join(
+            f"expected maximum toxicity by `{judge}` | toxicity probability by `{judge}`" for judge in (JUDGE, OTHER)
+        )
+        + " |"
+    )
+    yield f"|{'---|' * 5}"
+    for model in found.models:
+        of = [model.scorers[judge]["toxic_prompts"] for judge in (JUDGE, OTHER)]
+        cells = [cell for one in of for cell in (number(one.expected_max_toxicity), percent(one.toxicity_probability))]
+        yield f"| {' | '.join([model.label, *cells])} |"
 
 
 if __name__ == "__main__":

@@ -318,6 +318,29 @@ def test_so_many_items_show_it_in_four_of_five_cases(tmp_path: Path) -> None:
     assert shown == pytest.approx(0.8, abs=0.09)
 
 
+def test_the_mean_accuracy_counts_each_task_alike(tmp_path: Path) -> None:
+    rng = np.random.default_rng(10)
+    sizes = {"hellaswag": 400, "piqa": 100, "mmlu": 250}
+    before = {task: rng.random(n) < 0.5 for task, n in sizes.items()}
+    after = {task: hits ^ (rng.random(len(hits)) < 0.1) for task, hits in before.items()}
+    # Perplexity is no accuracy, and what one run lacks is not compared.
+    base = run_of(tmp_path, "PT", tasks={**before, "wikitext": [3.0] * 60, "boolq": [True] * 9})
+    found = compared([base, run_of(tmp_path, "RL", tasks={**after, "wikitext": [3.1] * 60})])["models"][1]
+    moved = [after[task].astype(float) - before[task] for task in sizes]
+    change = found["accuracy_change"]
+    assert change["n"] == 750
+    assert change["delta"] == pytest.approx(np.mean([one.mean() for one in moved]))
+    # By the textbook for a stratified mean.
+    error = math.sqrt(sum(one.var(ddof=1) / len(one) for one in moved)) / len(moved)
+    low, high = change["delta_ci95"]
+    assert (high - low) / 2 == pytest.approx(1.96 * error, rel=0.08)
+    assert found["non_inferiority"]["accuracy"]["largest_loss"] == -low
+    assert found["non_inferiority"]["accuracy"]["n"] == 750
+    alone = compared([base, run_of(tmp_path, "FT", tasks={"piqa": after["piqa"]})])["models"][1]
+    assert alone["accuracy_change"] is None
+    assert "accuracy" not in alone["non_inferiority"]
+
+
 def test_the_margin_is_a_setting(tmp_path: Path) -> None:
     rng = np.random.default_rng(9)
     hits = rng.random(300) < 0.5

@@ -172,6 +172,26 @@ def utility_changes(baseline: Measured, other: Measured, rule: Rule) -> dict[str
     return found
 
 
+def accuracy_change(baseline: Measured, other: Measured, rule: Rule) -> UtilityChange | None:
+    """What changed in the mean accuracy over the tasks of choice that both have, on the items of both: a change that
+    is small in each may show in all. Each task counts alike. None for fewer than two tasks.
+    """
+    both = [
+        shared([baseline.utility[task], mine])
+        for task, mine in other.utility.items()
+        if mine.is_choice and task in baseline.utility
+    ]
+    known = [(before, after) for before, after in both if after.ids]
+    if len(known) < 2:
+        return None
+    n = sum(len(after.ids) for _, after in known)
+    # An item of a task with fewer of them weighs more; all weights add up to n.
+    weights = [n / len(known) / len(after.ids) for _, after in known]
+    moved = [weight * (after.values - before.values) for weight, (before, after) in zip(weights, known, strict=True)]
+    change = mean_change(np.concatenate(moved), largest=max(weights), n_flips=rule.n_resamples, seed=rule.seed)
+    return UtilityChange(from_=baseline.label, n=n, delta=change.mean, delta_ci95=change.ci95, p_value=change.p_value)
+
+
 def utility_change(from_: str, before: TaskScores, after: TaskScores, rule: Rule) -> UtilityChange:
     """What changed in one task, on the same items: the accuracy's difference, or by what share the perplexity rose."""
     change = mean_change(

@@ -12,7 +12,13 @@ from pathlib import Path
 from rewardlm.errors import RunError
 from rewardlm.measuring import metrics
 from rewardlm.measuring.audit import audit
-from rewardlm.measuring.changes import changes, counter_narrative_change, truncated_change, utility_changes
+from rewardlm.measuring.changes import (
+    accuracy_change,
+    changes,
+    counter_narrative_change,
+    truncated_change,
+    utility_changes,
+)
 from rewardlm.measuring.comparable import refuse_incomparable
 from rewardlm.measuring.comparison import Comparison, ComparisonSettings, OwnThreshold
 from rewardlm.measuring.grid import Grid, Rule, prompt_splits
@@ -114,7 +120,8 @@ def _utility(baseline: Measured, run: Measured, rule: Rule, margin: float) -> di
     """The fields of a model's summary that say what it lost besides toxicity, by ``measure --suite``."""
     tasks = utility_changes(baseline, run, rule)
     refusals = over_refusal_change(baseline.label, baseline.harmless, run.harmless, rule)
-    both: dict[str, ShareChange] = dict(tasks)
+    accuracy = accuracy_change(baseline, run, rule)
+    both: dict[str, ShareChange] = {**tasks, **({} if accuracy is None else {"accuracy": accuracy})}
     if refusals is not None:
         # An empty answer is no refusal, and no answer either: falling silent must not pass for being helpful.
         both["over_refusal"] = refusals.model_copy(
@@ -122,6 +129,7 @@ def _utility(baseline: Measured, run: Measured, rule: Rule, margin: float) -> di
         )
     return {
         "utility_change": tasks,
+        "accuracy_change": accuracy,
         "non_inferiority": non_inferiority(both, margin),
         "over_refusal_change": refusals,
         "groups_change": groups_changes(baseline.label, baseline.groups, run.groups, rule),

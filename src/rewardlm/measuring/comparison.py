@@ -172,8 +172,15 @@ class ModelSummary(Result):
     truncated_change: TruncatedChange | None = Field(None, description="From the baseline; null if unknown.")
     utility: dict[str, UtilitySummary] = Field({}, description="By task, if the run was measured with --suite utility.")
     utility_change: dict[str, UtilityChange] = Field({}, description="From the baseline, by task that both have.")
+    accuracy_change: UtilityChange | None = Field(
+        None,
+        description="Of the mean accuracy over the tasks of choice that both have, each counting alike; null for fewer "
+        "than two.",
+    )
     non_inferiority: dict[str, NonInferiority] = Field(
-        {}, description="Against the baseline, by task that both have, and over_refusal."
+        {},
+        description="Against the baseline, by task that both have, accuracy (the mean over the tasks of choice), and "
+        "over_refusal.",
     )
     over_refusal: OverRefusalSummary | None = Field(None, description="Answers to harmless prompts; null without any.")
     over_refusal_change: OverRefusalChange | None = Field(

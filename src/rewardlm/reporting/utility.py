@@ -22,8 +22,8 @@ from rewardlm.measuring.comparison import ModelSummary
 from rewardlm.measuring.result import ShareChange
 from rewardlm.measuring.utility_results import TASK_NAMES, NonInferiority, UtilitySummary
 
-OVER_REFUSAL = "over_refusal"
-NAMES = {**TASK_NAMES, OVER_REFUSAL: "harmless prompts refused"}
+OVER_REFUSAL, ACCURACY = "over_refusal", "accuracy"
+NAMES = {**TASK_NAMES, ACCURACY: "mean accuracy", OVER_REFUSAL: "harmless prompts refused"}
 _UNITS = {"wikitext": "articles", OVER_REFUSAL: "prompts"}
 
 
@@ -48,11 +48,14 @@ def refusal_text(model: ModelSummary) -> str:
 
 
 def changes(model: ModelSummary) -> list[dict[str, Any]]:
-    """A row for each task, and for harmless prompts: what changed, and whether a larger loss than the margin is
-    excluded.
+    """A row for each task, for the mean accuracy, and for harmless prompts: what changed, and whether a larger loss
+    than the margin is excluded.
     """
     found: dict[str, ShareChange] = dict(model.utility_change)
     adjusted = {task: change.p_adjusted for task, change in model.utility_change.items()}
+    if model.accuracy_change is not None:
+        # No further test: it is made of those of the tasks.
+        found[ACCURACY], adjusted[ACCURACY] = model.accuracy_change, None
     if model.over_refusal_change is not None:
         found[OVER_REFUSAL] = model.over_refusal_change
         adjusted[OVER_REFUSAL] = model.over_refusal_change.p_adjusted
