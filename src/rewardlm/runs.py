@@ -20,6 +20,8 @@ written, a killed one goes on where it stopped, and nothing is computed twice:
     samples.jsonl       training: some prompts, answers and rewards
     replay.jsonl, retain.jsonl
                         training: the model's own answers that fine-tuning learns; the plain text that is retained
+    classes.jsonl, items.jsonl, labels.jsonl
+                        people's labels: how answers were sampled, which ones, and what was said (labelling.folder)
     answers.jsonl       preference training: the answers that were drawn, and what judges said of them
     preferences.jsonl   preference training: the pairs among them, in TRL's format
     drift.jsonl         interpretation: an answer under every model, token by token
@@ -100,6 +102,9 @@ _FIELDS: dict[str, tuple[tuple[str, type | tuple[type, ...]], ...]] = {
         ("generation_id", str), ("scorer", str), ("label", str), ("value", (*_NUMBER, type(None))),
         ("reason", (str, type(None))),
     ),
+    "classes": (("label", str), ("hash", str), ("classes", list), ("groups", list)),
+    "items": (("id", str), ("run", int), ("answer", int), ("shared", bool), ("prompt", str), ("text", str)),
+    "labels": (("item", str), ("labeller", str), ("label", (*_NUMBER, type(None))), ("at", str)),
 }  # fmt: skip
 
 
@@ -131,7 +136,7 @@ class RunRecord(TypedDict, total=False):
     Keys that are not listed here are kept, but nothing reads them.
     """
 
-    # measure, import, finetune, rlaf, prefer, judge, judge-evaluation, interpretation, experiment
+    # measure, import, finetune, rlaf, prefer, judge, judge-evaluation, interpretation, experiment, labels
     kind: Required[str]
     label: Required[str]
     status: Literal["running", "finished", "stopped"]

@@ -166,6 +166,26 @@ def share_ci95(hits: ArrayLike, counts: ArrayLike | None = None) -> tuple[float,
     return _beta_interval(x, w, _worth(x, w, extra=0.0, at_most=float(w.sum())))
 
 
+def estimated_share_ci95(
+    sums: ArrayLike, counts: ArrayLike, *, labels: int, freedom: float
+) -> tuple[float, float] | None:
+    """``share_ci95`` of a share that was not counted but estimated from ``labels`` of some answers.
+
+    ``sums`` are those of numbers whose mean is the estimate (``labelling.estimate``); they may be below 0 or above
+    ``counts``. ``freedom`` are the degrees of freedom that the labels leave. Where the estimate is 0 or 1, each label
+    counts as one answer. None for fewer than two prompts.
+    """
+    x, w = _known(sums, counts)
+    if len(x) < 2:
+        return None
+    share = min(1.0, max(0.0, float(x.sum() / w.sum())))
+    variance = _standard_error(x, w, 0.0) ** 2
+    worth = float(labels)
+    if variance > 0 and 0 < share < 1:
+        worth = share * (1 - share) / variance * (1.96 / _t_quantile(min(len(x) - 1, freedom))) ** 2
+    return _exact_interval(share, min(worth, float(w.sum())))
+
+
 def share_ci95_redrawn(
     hits: ArrayLike, counts: ArrayLike | None, redrawn: Sequence[ArrayLike], weights: Sequence[float]
 ) -> tuple[float, float] | None:
@@ -500,13 +520,52 @@ def _worth(x: FloatArray, w: FloatArray, *, extra: float, at_most: float) -> flo
 
 
 def _beta_interval(x: FloatArray, w: FloatArray, worth: float) -> tuple[float, float]:
+    return _exact_interval(float(x.sum() / w.sum()), worth)
+
+
+def _exact_interval(share: float, worth: float) -> tuple[float, float]:
+    """Clopper and Pearson's (1934) for ``share`` of ``worth`` independent answers, which needn't be a whole number."""
     from scipy.special import betaincinv
 
-    share = float(x.sum() / w.sum())
     hits = share * worth
     low = float(betaincinv(hits, worth - hits + 1, 0.025)) if share > 0 else 0.0
     high = float(betaincinv(hits + 1, worth - hits, 0.975)) if share < 1 else 1.0
     return low, high
+
+
+def difference_ci95(
+    before: float, before_ci95: tuple[float, float], after: float, after_ci95: tuple[float, float]
+) -> tuple[float, float]:
+    """95 % interval of ``after`` - ``before``, of two independent estimates with intervals of their own: Zou & Donner's
+    (2008, Statistics in Medicine 27:1693-1702), which keeps how lopsided these are.
+    """
+    delta = after - before
+    down = math.hypot(after - after_ci95[0], before_ci95[1] - before)
+    up = math.hypot(after_ci95[1] - after, before - before_ci95[0])
+    return delta - down, delta + up
+
+
+def fieller_ci95(
+    quotient: float, over: float, fixed: FloatArray, slope: FloatArray, *, freedom: float
+) -> tuple[float, float]:
+    """95 % interval of a ``quotient`` u / v, where v, ``over``, is uncertain (Fieller 1954, Journal of the Royal
+    Statistical Society B 16:175-185): every π for which u - π·v can't be told from zero by t.
+
+    For any π, u - π·v is the sum over N prompts of ``fixed`` + π·``slope``, Float[N] each, up to a constant. The
+    interval is unbounded, (-inf, inf), where v itself can't be told from zero.
+    """
+    n = len(fixed)
+    t2 = _t_quantile(min(n - 1, freedom)) ** 2
+    one, two = fixed - fixed.mean(), slope - slope.mean()
+    of_fixed, of_both, of_slope = (float((a * b).sum()) * n / (n - 1) for a, b in ((one, one), (one, two), (two, two)))
+    # over² (quotient - π)² ≤ t² (of_fixed + 2 π of_both + π² of_slope)
+    square = over**2 - t2 * of_slope
+    half = over**2 * quotient + t2 * of_both
+    rest = over**2 * quotient**2 - t2 * of_fixed
+    under = half**2 - square * rest
+    if square <= 0 or under < 0:
+        return -math.inf, math.inf
+    return (half - under**0.5) / square, (half + under**0.5) / square
 
 
 def rank_p_value(observed: float, by_chance: Sequence[float]) -> float:

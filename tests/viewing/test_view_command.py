@@ -42,7 +42,7 @@ def view(*arguments):
 
 @pytest.mark.parametrize("missing", ["fastapi", "uvicorn"])
 def test_without_the_extra_one_line_says_what_to_install(monkeypatch, tmp_path, missing):
-    for name in [name for name in sys.modules if name.startswith(("rewardlm.viewing", missing))]:
+    for name in [name for name in sys.modules if name.startswith(("rewardlm.viewing", "rewardlm.local_page", missing))]:
         monkeypatch.delitem(sys.modules, name)
 
     class Missing:

@@ -10,7 +10,7 @@ from typing import Any
 
 import typer
 
-from rewardlm.cli.commands import RESUMED, Commands, JudgeCommands, SteerCommands
+from rewardlm.cli.commands import RESUMED, Commands, JudgeCommands, LabelCommands, SteerCommands
 from rewardlm.cli.interrupts import second_one_ends
 from rewardlm.cli.quiet import quieten
 from rewardlm.errors import ConfigError, RewardLMError, did_you_mean
@@ -27,6 +27,8 @@ judge = typer.Typer(cls=JudgeCommands, help="List, train, evaluate and serve jud
 app.add_typer(judge, name="judge")
 steer = typer.Typer(cls=SteerCommands, help="Change a model while it answers.", add_completion=False, **_PLAIN)
 app.add_typer(steer, name="steer")
+label = typer.Typer(cls=LabelCommands, help="Let people say which answers are toxic.", add_completion=False, **_PLAIN)
+app.add_typer(label, name="label")
 
 
 # Commands that several processes can share. Any other command would run once in each, on the same files.

@@ -27,6 +27,10 @@ COMMANDS: dict[str, tuple[str, str]] = {
     "import": ("imports:import_", "Turn a table of answers and scores into a run."),
     "export": ("export:export", "Write runs for other tools, and tables for a paper."),
     "compare": ("compare:compare", "Compare runs with the first: tests, flow, audit."),
+    "label open": ("label:open_", "Label answers on a local page, by keyboard."),
+    "label export": ("label:export", "Write answers and labels for other programs."),
+    "label import": ("label:import_", "Read labels from a file."),
+    "label status": ("label:status", "How far labelling is, and whether labellers agree."),
     "frontier": ("frontier:frontier", "Toxicity against what it costs: steering and training."),
     "finetune": ("finetune:finetune", "Teach a model counter-narratives."),
     "rlaf": ("rlaf:rlaf", "Train a model against judges: PPO, GRPO, RLOO."),
@@ -162,6 +166,12 @@ class JudgeCommands(Commands):
     """``rewardlm judge …``."""
 
     above = "judge "
+
+
+class LabelCommands(Commands):
+    """``rewardlm label …``."""
+
+    above = "label "
 
 
 class SteerCommands(Commands):

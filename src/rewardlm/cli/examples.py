@@ -165,6 +165,26 @@ EXAMPLES: dict[str, tuple[ExampleLine, ...]] = {
         ExampleLine("rewardlm judge evaluate-pairs starter_pairs", "What the included judge gets right."),
         ExampleLine("rewardlm judge evaluate-pairs judges/pairs --dialogues mine.jsonl --json", "Yours, for a script."),
     ),
+    "label": (
+        ExampleLine("rewardlm label open runs/PT runs/FT --out labels", "Label 200 answers of two models."),
+        ExampleLine("rewardlm compare runs/PT runs/FT --labels labels", "Shares and changes, corrected by the labels."),
+    ),
+    "label open": (
+        ExampleLine("rewardlm label open runs/PT runs/FT --out labels", "Label 200 answers of two models."),
+        ExampleLine(
+            "rewardlm label open runs/PT runs/FT --labels 400 --split toxic_prompts --out labels",
+            "More of them, answers to toxic prompts only.",
+        ),
+        ExampleLine("rewardlm label open runs/PT --no-page --out labels", "To be labelled in another program."),
+    ),
+    "label export": (
+        ExampleLine("rewardlm label export labels labels.csv", "A table, for a spreadsheet."),
+        ExampleLine("rewardlm label export labels tasks.json --format label-studio", "Tasks for Label Studio."),
+    ),
+    "label import": (
+        ExampleLine("rewardlm label import labels filled-in.csv", "Labels from a table that people filled in."),
+    ),
+    "label status": (ExampleLine("rewardlm label status labels", "How far it is, and whether labellers agree."),),
     "steer": (
         ExampleLine(
             "rewardlm steer fit smollm2-135m --method best-of-n --out steer/best", "Give the best of n answers."

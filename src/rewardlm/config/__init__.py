@@ -7,6 +7,7 @@ Flags that a user did not give are absent (not None), so that a YAML file's valu
 from __future__ import annotations
 
 from rewardlm.config.compare import CompareSettings as CompareSettings
+from rewardlm.config.compare import CorrectionMethod as CorrectionMethod
 from rewardlm.config.experiment import ExperimentSettings as ExperimentSettings
 from rewardlm.config.experiment import StageFinetune as StageFinetune
 from rewardlm.config.experiment import StageMeasure as StageMeasure
@@ -29,6 +30,7 @@ from rewardlm.config.imports import ImportSettings as ImportSettings
 from rewardlm.config.interpret import AttributionSettings as AttributionSettings
 from rewardlm.config.interpret import InsideSettings as InsideSettings
 from rewardlm.config.interpret import InterpretSettings as InterpretSettings
+from rewardlm.config.label import LabelSettings as LabelSettings
 from rewardlm.config.measure import MAX_NEW_TOKENS as MAX_NEW_TOKENS
 from rewardlm.config.measure import MEASURE_PRESETS as MEASURE_PRESETS
 from rewardlm.config.measure import MeasureSettings as MeasureSettings

@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Literal
 
-from pydantic import Field
+from pydantic import Field, model_validator
 
 from rewardlm.config.fields import Flag, Matching, Seed
 from rewardlm.config.measure import PrimarySettings
 from rewardlm.config.section import Section
+
+CorrectionMethod = Literal["ppi", "rogan-gladen"]
 
 
 class CompareSettings(Section):
@@ -43,6 +45,23 @@ class CompareSettings(Section):
         description="The loss in utility that is accepted, for a sentence on whether a larger one is excluded: .01 is "
         "one point of an accuracy or of refusals, or 1 % of a perplexity.",
     )
+    labels: Annotated[Path | None, Flag(metavar="DIR")] = Field(
+        None, description="A folder of rewardlm label: shares and changes are also corrected by what people said."
+    )
+    correction: Annotated[CorrectionMethod | None, Flag()] = Field(
+        None,
+        description="How they are corrected: ppi (prediction-powered inference, the default with labels), or "
+        "rogan-gladen, by how often a judge errs on the labels or, without labels, on a suite (errors_suite).",
+    )
+    errors_suite: str = Field(
+        "jigsaw", description="The suite whose errors rogan-gladen takes where there are no labels."
+    )
     primary: PrimarySettings = Field(
         PrimarySettings(), description="The outcome that counts. Best left to the runs, which recorded it at the start."
     )
+
+    @model_validator(mode="after")
+    def _labels_for_ppi(self) -> CompareSettings:
+        if self.correction == "ppi" and self.labels is None:
+            raise ValueError("correction ppi needs labels: give --labels DIR, a folder of rewardlm label")
+        return self

@@ -17,6 +17,7 @@ from rewardlm.measuring.comparison import (
     TruncatedChange,
 )
 from rewardlm.measuring.grid import Grid, Rule
+from rewardlm.measuring.labelled import Correction
 from rewardlm.measuring.measured import Measured
 from rewardlm.measuring.redraw import second_draw
 from rewardlm.measuring.result import Interval
@@ -28,7 +29,13 @@ Splits = Mapping[Split, BoolArray]
 
 
 def changes(
-    baseline: Measured, other: Measured, again: Measured | None, grid: Grid, splits: Splits, rule: Rule
+    baseline: Measured,
+    other: Measured,
+    again: Measured | None,
+    grid: Grid,
+    splits: Splits,
+    rule: Rule,
+    correction: Correction | None = None,
 ) -> Iterator[Change]:
     """A change for each judge of both models and each split, not yet adjusted (see ``primary.adjust``).
 
@@ -68,6 +75,7 @@ def changes(
                 n_resamples=rule.n_resamples,
                 seed=rule.seed,
             )
+            corrected = None if correction is None else correction.change(baseline, other, name, inside)
             yield Change(
                 from_=baseline.label,
                 to=other.label,
@@ -97,6 +105,9 @@ def changes(
                 delta_worst=worst.mean,
                 delta_worst_ci95=worst.ci95,
                 delta_worst_p_value=worst.p_value,
+                corrected_delta=None if corrected is None else corrected.delta,
+                corrected_delta_ci95=None if corrected is None else corrected.ci95,
+                labels=None if corrected is None else corrected.labels,
                 expected_max_toxicity_delta=maxima.expected_max_toxicity.mean,
                 expected_max_toxicity_delta_ci95=maxima.expected_max_toxicity.ci95,
                 expected_max_toxicity_p_value=maxima.expected_max_toxicity.p_value,

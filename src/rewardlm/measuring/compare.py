@@ -9,7 +9,9 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
+from rewardlm.config import CorrectionMethod
 from rewardlm.errors import RunError
+from rewardlm.labelling.folder import LabelFolder
 from rewardlm.measuring import metrics
 from rewardlm.measuring.audit import audit
 from rewardlm.measuring.changes import (
@@ -23,6 +25,8 @@ from rewardlm.measuring.comparable import refuse_incomparable
 from rewardlm.measuring.comparison import Comparison, ComparisonSettings, OwnThreshold
 from rewardlm.measuring.grid import Grid, Rule, prompt_splits
 from rewardlm.measuring.group_gains import groups_changes
+from rewardlm.measuring.known_errors import errors_on_suite
+from rewardlm.measuring.labelled import Correction, labels_of
 from rewardlm.measuring.measured import Measured, load_measured
 from rewardlm.measuring.non_inferiority import non_inferiority
 from rewardlm.measuring.over_refusal import over_refusal_change
@@ -47,6 +51,9 @@ def compare(
     thresholds: Path | None = None,
     matching: Matching = "share",
     utility_margin: float = 0.01,
+    labels: Path | None = None,
+    correction: CorrectionMethod | None = None,
+    errors_suite: str = "jigsaw",
 ) -> Comparison:
     """Compare every run with the first, the baseline.
 
@@ -60,6 +67,8 @@ def compare(
     the same share or precision (``matching``). By default those hold that the runs were measured with; the path "none"
     leaves these aside.
     ``utility_margin`` is the loss in utility that ``non_inferiority`` accepts.
+    ``labels`` is a folder of ``rewardlm label``, by which shares and changes are also corrected (``correction``, by
+    default ppi). Without it, rogan-gladen corrects by the judges' errors on ``errors_suite``.
     ``primary`` asks for a primary outcome, ``{"scorer", "split", "metric"}``; each may be None (``primary.choose``).
 
     Raises RunError for runs that can't be compared; its message starts with ``prompts_differ`` or
@@ -78,12 +87,13 @@ def compare(
     rule = Rule(threshold, inclusive, n_resamples, seed, moved)
     grid = Grid(everything)
     splits = prompt_splits(baseline.prompts, rule.of(baseline.meta.get("toxic_by", "dataset")))
-    tests = [change for other in runs[1:] for change in changes(baseline, other, again, grid, splits, rule)]
+    correcting = _correction(correction, labels, errors_suite, runs, grid, rule)
+    tests = [change for other in runs[1:] for change in changes(baseline, other, again, grid, splits, rule, correcting)]
     has_toxic_prompts = bool(splits["toxic_prompts"].any())
     tests = adjust(tests, choose(runs, primary, has_toxic_prompts=has_toxic_prompts)[0])
     _keep_scorer(runs, scorer)
     comparisons = [change for change in tests if change.scorer in baseline.scores]
-    models = summarise(runs, grid, splits, rule)
+    models = summarise(runs, grid, splits, rule, correcting)
     models[1:] = [
         model.model_copy(
             update={
@@ -114,6 +124,22 @@ def compare(
             **_own_thresholds(moved, runs),
         ),
     )
+
+
+def _correction(
+    method: CorrectionMethod | None,
+    labels: Path | None,
+    suite: str,
+    runs: Sequence[Measured],
+    grid: Grid,
+    rule: Rule,
+) -> Correction | None:
+    if labels is not None:
+        return Correction(method or "ppi", grid, rule, labels=labels_of(runs, LabelFolder.open(labels)))
+    if method is None:
+        return None
+    judges = dict.fromkeys(name for run in runs for name in run.scores)
+    return Correction(method, grid, rule, errors=errors_on_suite(suite, runs, judges, rule))
 
 
 def _utility(baseline: Measured, run: Measured, rule: Rule, margin: float) -> dict[str, object]:

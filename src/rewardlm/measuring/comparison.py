@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any, Literal, get_args
 
 from pydantic import Field
 
+from rewardlm.config import CorrectionMethod
 from rewardlm.measuring.result import Interval, Result, ShareChange
 from rewardlm.measuring.utility_results import (
     GroupsChange,
@@ -81,6 +82,18 @@ class SplitSummary(Result):
     toxicity_probability_ci95: Interval | None = Field(description="Its 95 % interval, over prompts.")
     equal_samples: EqualMaxima = Field(description="EMT and TP, comparable between models.")
     buckets: list[int] = Field(description="Scored answers that are low, medium, high.")
+    correction: CorrectionMethod | None = Field(
+        None, description="How corrected_fraction was found; null where there is nothing to correct by."
+    )
+    corrected_fraction: float | None = Field(
+        None, description="The toxic share, corrected by people's labels or by the judge's known errors."
+    )
+    corrected_fraction_ci95: Interval | None = Field(
+        None, description="Its 95 % interval, over prompts, which includes how the judge errs."
+    )
+    labels: int | None = Field(
+        None, description="Labels of these answers that it rests on; 0: the judge's errors on a suite."
+    )
 
 
 class QualitySummary(Result):
@@ -253,6 +266,11 @@ class Change(Result):
     delta_worst: float | None = Field(description="The same with the unscored as harmless before and toxic after.")
     delta_worst_ci95: Interval | None = Field(description="Its 95 % interval.")
     delta_worst_p_value: float | None = Field(description="Its p-value.")
+    corrected_delta: float | None = Field(
+        None, description="Change of the toxic share, corrected as the splits' corrected_fraction is."
+    )
+    corrected_delta_ci95: Interval | None = Field(None, description="Its 95 % interval.")
+    labels: int | None = Field(None, description="Labels of both models' answers that it rests on; 0: a suite.")
     expected_max_toxicity_delta: float | None = Field(description="Change of EMT, at equal_samples.")
     expected_max_toxicity_delta_ci95: Interval | None = Field(description="Its 95 % interval.")
     expected_max_toxicity_p_value: float | None = Field(description="Its p-value.")

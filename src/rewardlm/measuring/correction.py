@@ -23,14 +23,15 @@ _MANY = 10**9  # counts of a judge that surely does not err
 
 @dataclass(frozen=True, slots=True)
 class JudgeErrors:
-    """A judge's counts on pairs whose class is known. ``positives`` are what it looks for, and it ``found`` so many of
-    them; ``negatives`` are not, and it ``called`` so many of them hits all the same.
+    """A judge's counts on texts whose class is known. ``positives`` are what it looks for, and it ``found`` so many of
+    them; ``negatives`` are not, and it ``called`` so many of them hits all the same. From a sample that isn't a plain
+    one, they are the counts of a plain one that would say as much.
     """
 
-    positives: int
-    found: int
-    negatives: int
-    called: int
+    positives: float
+    found: float
+    negatives: float
+    called: float
 
     @property
     def sensitivity(self) -> float:

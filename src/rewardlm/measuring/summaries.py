@@ -23,6 +23,7 @@ from rewardlm.measuring.comparison import (
 from rewardlm.measuring.correction import corrected_share, errors_fit, judge_errors
 from rewardlm.measuring.grid import Grid, Rule, answers_in
 from rewardlm.measuring.group_gains import summarise_groups
+from rewardlm.measuring.labelled import Correction
 from rewardlm.measuring.measured import Measured
 from rewardlm.measuring.over_refusal import summarise_over_refusal
 from rewardlm.measuring.utility_scores import summarise_utility
@@ -44,7 +45,9 @@ class _Common:
     left_out: int
 
 
-def summarise(runs: Sequence[Measured], grid: Grid, splits: Splits, rule: Rule) -> list[ModelSummary]:
+def summarise(
+    runs: Sequence[Measured], grid: Grid, splits: Splits, rule: Rule, correction: Correction | None = None
+) -> list[ModelSummary]:
     """One summary per run. ``splits`` Bool[N, 1] are those that depend on the prompt alone (``grid.prompt_splits``)."""
     inside = [answers_in(run, grid, splits) for run in runs]
     common = {
@@ -59,7 +62,9 @@ def summarise(runs: Sequence[Measured], grid: Grid, splits: Splits, rule: Rule) 
         for name in dict.fromkeys(name for run in runs for name in run.scores)
         for split in SPLITS
     }
-    return [_summary(run, grid, cells, splits, common, rule) for run, cells in zip(runs, inside, strict=True)]
+    return [
+        _summary(run, grid, cells, splits, common, rule, correction) for run, cells in zip(runs, inside, strict=True)
+    ]
 
 
 def _common(models: Sequence[FloatArray], asked: BoolArray) -> _Common:
@@ -77,6 +82,7 @@ def _summary(
     splits: Splits,
     common: Mapping[tuple[str, Split], _Common],
     rule: Rule,
+    correction: Correction | None,
 ) -> ModelSummary:
     """``cells`` Bool[N, K] are the run's answers in each split. ``common`` says, by judge and split, what EMT and TP
     are computed on.
@@ -91,7 +97,12 @@ def _summary(
         scorers={
             name: {
                 split: _split(
-                    grid.scores(run, name), cells[split], unanswered[split], common[name, split], rule.of(name)
+                    grid.scores(run, name),
+                    cells[split],
+                    unanswered[split],
+                    common[name, split],
+                    rule.of(name),
+                    _corrected(correction, run, name, cells[split]),
                 )
                 for split in SPLITS
             }
@@ -110,7 +121,27 @@ def _summary(
     )
 
 
-def _split(scores: FloatArray, cells: BoolArray, unanswered: int, common: _Common, rule: Rule) -> SplitSummary:
+def _corrected(correction: Correction | None, run: Measured, name: str, cells: BoolArray) -> dict[str, Any]:
+    """The fields of a split that say what its share is once it is corrected."""
+    share = None if correction is None else correction.share(run, name, cells)
+    if correction is None or share is None:
+        return {}
+    return {
+        "correction": correction.method,
+        "corrected_fraction": share.fraction,
+        "corrected_fraction_ci95": share.ci95,
+        "labels": share.labels,
+    }
+
+
+def _split(
+    scores: FloatArray,
+    cells: BoolArray,
+    unanswered: int,
+    common: _Common,
+    rule: Rule,
+    corrected: Mapping[str, Any],
+) -> SplitSummary:
     inside = np.where(cells, scores, np.nan)
     toxic, uncertain = rule.of_toxic(), rule.of_intervals()
     n = int(cells.sum())
@@ -137,6 +168,7 @@ def _split(scores: FloatArray, cells: BoolArray, unanswered: int, common: _Commo
             toxicity_probability=metrics.toxicity_probability(alike, samples=common.samples, **toxic),
         ),
         buckets=metrics.buckets(inside),
+        **corrected,
     )
 
 

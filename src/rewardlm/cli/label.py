@@ -1,0 +1,113 @@
+"""``rewardlm label``: people say which answers are toxic, and their labels come and go."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, Literal
+
+import typer
+
+from rewardlm.cli import options
+from rewardlm.cli.flags import Given, takes
+from rewardlm.cli.show import print_json
+from rewardlm.config import LabelSettings
+from rewardlm.errors import ConfigError
+
+Folder = Annotated[Path, typer.Argument(metavar="DIR", help="A folder of rewardlm label open.")]
+
+
+@takes(LabelSettings, words="runs")
+def open_(
+    given: Given[LabelSettings],
+    runs: Annotated[
+        list[str], typer.Argument(metavar="RUN... [KEY=VALUE]...", help="Measured runs whose answers are labelled.")
+    ],
+    out: Annotated[Path, typer.Option("--out", help="Folder for the labels; the same command goes on with it.")],
+    port: Annotated[int, typer.Option("--port", min=0, max=65535, help="0 takes a free one.")] = 0,
+    host: Annotated[str, typer.Option("--host", help="127.0.0.1 lets only this machine connect.")] = "127.0.0.1",
+    no_browser: Annotated[bool, typer.Option("--no-browser", help="Print the address and open nothing.")] = False,
+    no_page: Annotated[bool, typer.Option("--no-page", help="Choose the answers and open no page.")] = False,
+) -> None:
+    """Choose answers of runs and show them on a local page, to be labelled by keyboard; models' names stay hidden."""
+    settings = given.settings()
+    from rewardlm.runs import measured_in
+
+    measured = measured_in([Path(run) for run in runs])
+    from rewardlm.measuring.label_sample import label_folder
+
+    folder = label_folder(settings, measured, out)
+    if no_page:
+        typer.echo(f"{len(folder.items)} answers to label in {out}")
+        return
+    try:
+        try:
+            from rewardlm.labelling.serve import serve
+            from rewardlm.listening import is_local
+        except ModuleNotFoundError as error:
+            if error.name not in ("fastapi", "starlette", "uvicorn"):
+                raise
+            raise ConfigError(f"label needs the package {error.name}: pip install 'rewardlm[view]'") from None
+        if not is_local(host):
+            typer.echo(f"warning: anyone who can reach {host} can read and label; there is no password", err=True)
+        serve(folder, host=host, port=port, browser=not no_browser, say=typer.echo)
+    except KeyboardInterrupt:
+        # Before the server was up. Every label is on the disk.
+        return
+
+
+def export(
+    folder: Folder,
+    file: Annotated[Path, typer.Argument(metavar="FILE", help="What is written: .csv, or .json for the others.")],
+    form: Annotated[
+        Literal["csv", "label-studio", "argilla"] | None,
+        typer.Option("--format", help="By default csv, or label-studio for a .json."),
+    ] = None,
+    as_json: options.AsJson = False,
+) -> None:
+    """Write the answers and their labels for other programs. The file has the texts, and no model's name."""
+    from rewardlm.labelling.exchange import export as write
+    from rewardlm.labelling.folder import LabelFolder
+
+    is_json = file.suffix.lower() == ".json"
+    chosen = form or ("label-studio" if is_json else "csv")
+    if is_json == (chosen == "csv"):
+        raise ConfigError(f"{file.name} is no file for {chosen}: name it {file.stem}{'.csv' if is_json else '.json'}")
+    opened = LabelFolder.open(folder)
+    n = write(opened, file, chosen)
+    if as_json:
+        print_json({"file": str(file), "format": chosen, "items": len(opened.items), "labels": n})
+    else:
+        typer.echo(file)
+
+
+def import_(
+    folder: Folder,
+    file: Annotated[
+        Path, typer.Argument(metavar="FILE", help="A .csv, or a .json of Label Studio or Argilla, with labels.")
+    ],
+    as_json: options.AsJson = False,
+) -> None:
+    """Add the labels in FILE to the folder. Items are known by their ids, as label export writes them."""
+    from rewardlm.labelling.exchange import import_labels
+    from rewardlm.labelling.folder import LabelFolder
+
+    opened = LabelFolder.open(folder)
+    with opened.alone():
+        n = import_labels(opened, file)
+    if as_json:
+        print_json({"labels": n, "labellers": sorted(opened.said())})
+    else:
+        typer.echo(f"{n} labels added to {folder}")
+
+
+def status(folder: Folder, as_json: options.AsJson = False) -> None:
+    """How many answers are labelled, by whom, and how far labellers agree (Krippendorff's alpha)."""
+    from rewardlm.labelling.folder import LabelFolder
+    from rewardlm.labelling.status import status as status_of
+
+    found = status_of(LabelFolder.open(folder))
+    if as_json:
+        print_json(found.model_dump(mode="json"))
+        return
+    for line in found.lines():
+        typer.echo(line)

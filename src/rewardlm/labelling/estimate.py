@@ -1,0 +1,149 @@
+"""What people say of some answers, carried over to all: prediction-powered inference for a stratified sample.
+
+Each answer i gets a number z_i. Its mean over all answers, or over any part of them, estimates what people would say of
+these. With the judge's score f_i, the label y_i where there is one, and the share π_i of its class that was labelled:
+
+    z_i = λ·f_i + c + [i is labelled] · (y_i - λ·f_i - c) / π_i
+
+where c is the mean of y - λ·f over the labels of i's class. That is the regression estimator of survey sampling
+(Cochran 1977, Sampling Techniques, section 7.3), known as PPI++ for models as judges (Angelopoulos, Duchi & Zrnic 2023,
+arXiv 2311.01453). It is right whatever the judge says, and λ, chosen so that the variance is least, makes it no worse
+than labels alone. Between prompts, z varies as much as the estimate does over prompts and labels together, so the
+intervals of ``stats``, whose unit is the prompt, hold for means of z.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+
+from rewardlm.labelling.design import LEAST, IntArray, merged
+from rewardlm.stats import BoolArray, FloatArray
+
+
+@dataclass(frozen=True, slots=True)
+class Quotient:
+    """A share π = u / v as Fieller's method needs it: ``over`` is v, and u - π·v varies, for any π, as the sum over
+    answers of ``fixed`` + π·``slope``, Float[G] each, does over prompts.
+    """
+
+    over: float
+    fixed: FloatArray
+    slope: FloatArray
+
+
+@dataclass(frozen=True, slots=True)
+class Corrected:
+    """``z`` Float[G] of G answers: its mean is the corrected share. It rests on so many ``labels`` in so many
+    ``classes``; ``rare`` of them are of the rarer kind. A share that is a quotient says so in ``quotient``.
+    """
+
+    z: FloatArray
+    labels: int
+    classes: int
+    rare: float
+    quotient: Quotient | None = None
+
+    @property
+    def freedom(self) -> int:
+        """Degrees of freedom that the labels leave."""
+        return max(1, self.labels - self.classes)
+
+
+def ppi(scores: FloatArray, labels: FloatArray, classes: IntArray, groups: IntArray) -> Corrected | None:
+    """By ``labels`` Float[G], from 0 to 1 (toxic), NaN where there is none. ``scores`` Float[G] are any judge's, NaN
+    where unscored. ``classes`` Int[G] are those that labels were drawn from, and ``groups`` those that classes don't
+    mix (``design.draw``).
+
+    A class with fewer than two labels is merged with a neighbour. None with fewer than two labels in all.
+    """
+    known = ~np.isnan(labels)
+    if known.sum() < LEAST:
+        return None
+    classes = _with_labels(classes, groups, known)
+    # Whether an answer has a score is known of all, so any number may stand for a missing one.
+    f = np.where(np.isnan(scores), 0.0, scores)
+    lam = _slope(f, labels, known, classes)
+    return Corrected(lam * f + _carried_over(labels - lam * f, classes), *_counts(labels, classes))
+
+
+def rogan_gladen(toxic: FloatArray, labels: FloatArray, classes: IntArray, groups: IntArray) -> Corrected | None:
+    """The judge's share, solved for the true one by how often it errs on the labels; arguments as of ``ppi``, but for
+    ``toxic`` Float[G], 1 where the judge calls an answer toxic.
+
+    With the judge's share p, and a and b the weighted shares of toxic and of other labelled answers that it calls
+    toxic, it is π = (p - b) / (a - b) (Rogan & Gladen 1978). z is what an answer contributes to it to first order, so
+    it varies as π does, where p, a and b come from the same answers. None without labels of both kinds, or where the
+    judge is no better than a guess.
+    """
+    known = ~np.isnan(labels)
+    if known.sum() < LEAST:
+        return None
+    classes = _with_labels(classes, groups, known)
+    sizes = np.bincount(classes)
+    weights = np.where(known, sizes[classes] / np.bincount(classes[known], minlength=len(sizes))[classes], 0.0)
+    said = np.where(known, labels, 0.0)
+    totals = float((weights * said).sum()), float((weights * (1 - said)).sum())
+    if min(totals) <= 0:
+        return None
+    found = float((weights * said * toxic).sum()) / totals[0]
+    called = float((weights * (1 - said) * toxic).sum()) / totals[1]
+    share = float(toxic.mean())
+    if found <= called:
+        return None
+    true, over = (share - called) / (found - called), found - called
+    # What an answer adds to a and to b, and what a labelled one adds to the judge's share.
+    n = len(toxic)
+    of_found = _carried_over(n / totals[0] * labels * (toxic - found), classes)
+    of_called = _carried_over(n / totals[1] * (1 - labels) * (toxic - called), classes)
+    z = true + (toxic - share - true * of_found - (1 - true) * of_called) / over
+    quotient = Quotient(over, (toxic - share - of_called) / n, (of_called - of_found) / n)
+    return Corrected(z, *_counts(labels, classes), quotient)
+
+
+def _carried_over(values: FloatArray, classes: IntArray) -> FloatArray:
+    """``values`` Float[G], NaN where they aren't known, as numbers for all answers: their sums by class estimate those
+    of the values, and they vary as these sums do.
+    """
+    found = np.empty(len(values))
+    known = ~np.isnan(values)
+    for number in range(int(classes.max()) + 1):
+        here = classes == number
+        labelled = here & known
+        n = int(labelled.sum())
+        centre = float(values[labelled].mean())
+        found[here] = centre
+        # n - 1 in the place of n: the centre was estimated from the same labels.
+        found[labelled] += (values[labelled] - centre) * here.sum() / n * (n / (n - 1)) ** 0.5
+    return found
+
+
+def _counts(labels: FloatArray, classes: IntArray) -> tuple[int, int, float]:
+    """How many labels there are, in how many classes, and how many are of the rarer kind."""
+    known = ~np.isnan(labels)
+    n, toxic = int(known.sum()), float(labels[known].sum())
+    return n, int(classes.max()) + 1, min(toxic, n - toxic)
+
+
+def _with_labels(classes: IntArray, groups: IntArray, known: BoolArray) -> IntArray:
+    """Classes in each of which at least two answers are ``known``, numbered from 0."""
+    _, classes = np.unique(classes, return_inverse=True)
+    counts = np.bincount(classes[known], minlength=int(classes.max()) + 1)
+    return merged(classes.astype(np.intp), groups, counts, LEAST)
+
+
+def _slope(f: FloatArray, labels: FloatArray, known: BoolArray, classes: IntArray) -> float:
+    """λ: the slope of labels on scores within classes that makes the variance least; 0 where it would be negative,
+    which could only be an accident.
+    """
+    both = spread = 0.0
+    for number in range(int(classes.max()) + 1):
+        here = classes == number
+        labelled = here & known
+        n = int(labelled.sum())
+        weight = float(here.sum()) ** 2 / n / (n - 1)
+        x = f[labelled] - f[labelled].mean()
+        both += weight * float((x * (labels[labelled] - labels[labelled].mean())).sum())
+        spread += weight * float((x**2).sum())
+    return max(0.0, both / spread) if spread > 0 else 0.0
