@@ -66,13 +66,14 @@ def export(folder: LabelFolder, path: Path, form: Format) -> int:
 
 def import_labels(folder: LabelFolder, path: Path) -> int:
     """Add the labels in ``path``, a file of ``export`` that was filled in or made alike, where they are new or changed.
-    The format is told by the file. Returns how many were added.
+    The format is told by the file. A table without ids names answers by their texts, and may hold others. Returns how
+    many were added.
 
-    Raises DataError for an unknown item, a label that is none, or two labels of one labeller for an item; then nothing
-    is added.
+    Raises DataError for an unknown item, a label that is none, or two labels of one labeller for an item, and where
+    there is no label of any item; then nothing is added.
     """
     given: dict[tuple[str, str], Label] = {}
-    for where, item, labeller, label in _rows(path):
+    for where, item, labeller, label in _rows(path, folder):
         if item not in folder.by_id:
             raise DataError(
                 f"{where}: there is no item {item!r} in {folder.run.path}: expected an id from label export"
@@ -83,6 +84,10 @@ def import_labels(folder: LabelFolder, path: Path) -> int:
         if given.get(key, label) != label:
             raise DataError(f"{where}: {labeller!r} has two labels for {item!r}: leave one out")
         given[key] = label
+    if not given:
+        raise DataError(f"{path} has no label of an answer in {folder.run.path}")
+    if not given:
+        raise DataError(f"{path} has no label of an answer in {folder.run.path}")
     known = folder.said()
     at = datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds")
     new = [
@@ -124,17 +129,27 @@ def _argilla(folder: LabelFolder, item: str, labels: list[tuple[str, Label]]) ->
     }
 
 
-def _rows(path: Path) -> Iterator[tuple[str, str, str, Label]]:
+def _rows(path: Path, folder: LabelFolder) -> Iterator[tuple[str, str, str, Label]]:
     """Of each label in the file: where it stands, its item, its labeller, and what it is."""
     if path.suffix.lower() == ".json":
         yield from _of_json(path)
         return
-    columns = "the columns item, labeller and label, as label export writes them"
+    columns = "the columns item (or prompt and answer), labeller and label, as label export writes them"
+    by_texts: dict[tuple[str, str], list[str]] = {}
+    for item in folder.items:
+        by_texts.setdefault((item.prompt, item.text), []).append(item.id)
     for row in read_csv(path, columns):
-        if missing := {"item", "labeller", "label"} - row.values.keys():
-            raise DataError(f"{row.where}: there is no column {', '.join(sorted(missing))}; expected {columns}")
+        prompt, text = row.values.get("prompt"), row.values.get("answer", row.values.get("response"))
+        lacking = {"labeller", "label"} - row.values.keys()
+        if lacking or ("item" not in row.values and None in (prompt, text)):
+            raise DataError(
+                f"{row.where}: there is no column {', '.join(sorted(lacking)) or 'item'}; expected {columns}"
+            )
         if row.values["label"].strip():
-            yield row.where, row.values["item"], row.values["labeller"], _label(row.where, row.values["label"])
+            label = _label(row.where, row.values["label"])
+            # Texts are those of many answers, of which some were drawn.
+            items = [row.values["item"]] if "item" in row.values else by_texts.get((str(prompt), str(text)), [])
+            yield from ((row.where, one, row.values["labeller"], label) for one in items)
 
 
 def _of_json(path: Path) -> Iterator[tuple[str, str, str, Label]]:

@@ -27,6 +27,7 @@ from rewardlm.measuring.frontier import Frontier, frontier, is_point_of_a_curve
 from rewardlm.measuring.metrics import HIGH_ABOVE, LOW_BELOW, bucket_name
 from rewardlm.reporting import (
     coloured_answers,
+    corrected,
     figures,
     frontier_page,
     headline,
@@ -163,6 +164,7 @@ def render_page(
         judging=judging or judge_page.judging([]),
         models=found.models,
         judges=judges,
+        corrected={"rows": corrected.rows(found), "note": corrected.note(found)},
         paragraphs=headline.sentences(findings, [judge["name"] for judge in judges]),
         primary=headline.primary_text(found),
         cards=cards,

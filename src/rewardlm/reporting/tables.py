@@ -39,7 +39,7 @@ from rewardlm.measuring.comparison import (
     SplitSummary,
 )
 from rewardlm.measuring.metrics import BUCKETS
-from rewardlm.reporting import flows, utility
+from rewardlm.reporting import corrected, flows, utility
 from rewardlm.reporting.headline import primary_text
 from rewardlm.reporting.names import CHANGE_SPLITS, QUALITY, SPLITS, quality_text
 from rewardlm.reporting.notes import equal_samples_note, maxima_note, quality_notes, rule_text, threshold_notes
@@ -90,6 +90,7 @@ def print_comparison(found: Comparison, console: Console, subjects: Sequence[Sub
         own = [change for change in found.comparisons if change.to == model.label]
         if own:
             _print_changes(found.baseline.label, model.label, own, console)
+    _print_corrected(found, console)
     notes = " ".join(quality_notes(found.models))
     print_table(console, "Quality of the answers", _quality_table(found.models), notes or None)
     _print_utility(found, console)
@@ -99,6 +100,31 @@ def print_comparison(found: Comparison, console: Console, subjects: Sequence[Sub
         line.append(f" {warning.code}: ", style="yellow")
         line.append(plain(warning.message))
         console.print(line)
+
+
+def _print_corrected(found: Comparison, console: Console) -> None:
+    """Toxic shares as people's labels or known errors correct them; nothing where there are none."""
+    rows = corrected.rows(found)
+    if not rows:
+        return
+    shares = _corrected_table(("toxic", "corrected", "95 %"), ("share", "corrected", "ends", "labels"), rows)
+    print_table(console, "Toxic shares, corrected", shares, plain(corrected.note(found) or ""))
+    if changed := [row for row in rows if row["delta"]]:
+        changes = _corrected_table(("change", "95 %"), ("delta", "delta_ends", "delta_labels"), changed)
+        print_table(console, "Change of the corrected share", changes, "In percentage points.")
+
+
+def _corrected_table(headings: Sequence[str], keys: Sequence[str], rows: Sequence[Mapping[str, Any]]) -> Table:
+    table = new_table()
+    for heading in ("model", "scorer"):
+        table.add_column(heading, overflow="fold", max_width=_NAME_WIDTH)
+    table.add_column("on", no_wrap=True)
+    for heading in (*headings, "labels"):
+        table.add_column(heading, justify="right", no_wrap=True)
+    for row in rows:
+        cells = (str(row[key]) for key in keys)
+        table.add_row(label_text(row["model"]), label_text(row["judge"]), row["split"], *cells)
+    return table
 
 
 def _print_utility(found: Comparison, console: Console) -> None:

@@ -1,0 +1,110 @@
+"""Shares carried over from labels, against the textbook's formulas by plain loops, and against drawing anew."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+from rewardlm.labelling.design import draw
+from rewardlm.labelling.estimate import ppi, rogan_gladen
+from rewardlm.stats import FloatArray
+
+
+def population(seed: int, n: int = 400, share: float = 0.3) -> tuple[FloatArray, FloatArray]:
+    rng = np.random.default_rng(seed)
+    truth = (rng.random(n) < share).astype(float)
+    return truth, np.clip(0.3 + 0.3 * truth + 0.2 * rng.standard_normal(n), 0, 1)
+
+
+def labelled(truth: FloatArray, scores: FloatArray, n: int, seed: int, classes: int = 4):
+    of = np.zeros(len(truth), dtype=np.intp)
+    sample = draw(scores, of, labels=n, classes=classes, rng=np.random.default_rng(seed))
+    labels = np.full(len(truth), np.nan)
+    labels[sample.rows] = truth[sample.rows]
+    return labels, sample.strata, of
+
+
+def test_ppi_is_the_regression_estimator_of_a_stratified_sample() -> None:
+    truth, scores = population(0)
+    labels, strata, of = labelled(truth, scores, 60, 1)
+    found = ppi(scores, labels, strata, of)
+    assert found is not None
+    # Cochran's combined slope, then by class: the mean of λf over all, plus that of y - λf over the labelled.
+    top = bottom = 0.0
+    for h in set(strata):
+        y = [labels[i] for i in range(400) if strata[i] == h and labels[i] == labels[i]]
+        f = [scores[i] for i in range(400) if strata[i] == h and labels[i] == labels[i]]
+        size, n = sum(strata == h), len(y)
+        top += size**2 / n * np.cov(f, y)[0, 1]
+        bottom += size**2 / n * np.var(f, ddof=1)
+    lam, total = top / bottom, 0.0
+    for h in set(strata):
+        members = [i for i in range(400) if strata[i] == h]
+        known = [i for i in members if labels[i] == labels[i]]
+        total += sum(lam * scores[i] for i in members)
+        total += len(members) * sum(labels[i] - lam * scores[i] for i in known) / len(known)
+    assert found.z.mean() == pytest.approx(total / 400)
+    assert (found.labels, found.classes) == (60, len(set(strata)))
+    assert found.rare == min(np.nansum(labels), 60 - np.nansum(labels))
+
+
+def test_with_all_labels_it_is_their_share_and_a_useless_judge_changes_nothing() -> None:
+    truth, scores = population(2)
+    strata = np.repeat([0, 1], 200)
+    of = np.zeros(400, dtype=np.intp)
+    everything = ppi(scores, truth, strata, of)
+    assert everything is not None
+    assert everything.z.mean() == pytest.approx(truth.mean())
+    labels = np.where(np.arange(400) % 5 == 0, truth, np.nan)
+    for useless in (np.full(400, 0.7), np.full(400, np.nan)):
+        found = ppi(useless, labels, strata, of)
+        assert found is not None
+        assert found.z.mean() == pytest.approx(np.nanmean([np.nanmean(labels[:200]), np.nanmean(labels[200:])]))
+
+
+def test_rogan_gladen_is_their_formula_with_weights() -> None:
+    truth, scores = population(3)
+    labels, strata, of = labelled(truth, scores, 80, 4)
+    toxic = (scores > 0.5).astype(float)
+    found = rogan_gladen(toxic, labels, strata, of)
+    assert found is not None
+    hit = called = positives = negatives = 0.0
+    for i in range(400):
+        if labels[i] == labels[i]:
+            here = strata == strata[i]
+            weight = here.sum() / (here & ~np.isnan(labels)).sum()
+            positives += weight * labels[i]
+            hit += weight * labels[i] * toxic[i]
+            negatives += weight * (1 - labels[i])
+            called += weight * (1 - labels[i]) * toxic[i]
+    sensitivity, specificity = hit / positives, 1 - called / negatives
+    assert found.z.mean() == pytest.approx((toxic.mean() + specificity - 1) / (sensitivity + specificity - 1))
+
+
+@pytest.mark.parametrize("method", ["ppi", "rogan-gladen"])
+def test_z_varies_as_the_share_does(method: str) -> None:
+    """Populations and labels are drawn anew: the spread of the shares is that which each draw says of itself."""
+    shares, said = [], []
+    for seed in range(400):
+        truth, scores = population(seed, 300)
+        labels, strata, of = labelled(truth, scores, 90, seed)
+        toxic = (scores > 0.5).astype(float)
+        found = ppi(scores, labels, strata, of) if method == "ppi" else rogan_gladen(toxic, labels, strata, of)
+        assert found is not None
+        shares.append(found.z.mean())
+        said.append(found.z.var(ddof=1) / 300)
+    assert np.mean(shares) == pytest.approx(0.3, abs=3 * np.std(shares) / 20)
+    assert np.mean(said) ** 0.5 == pytest.approx(np.std(shares), rel=0.1)
+
+
+def test_where_nothing_can_be_said_there_is_none() -> None:
+    scores, of = np.linspace(0, 1, 40), np.zeros(40, dtype=np.intp)
+    labels = np.full(40, np.nan)
+    assert ppi(scores, labels, of, of) is None
+    labels[3] = 1
+    assert ppi(scores, labels, of, of) is None
+    labels[20:30] = 1
+    toxic = (scores > 0.5).astype(float)
+    assert rogan_gladen(toxic, labels, of, of) is None  # no harmless answer is labelled
+    labels[30:] = 0  # and the judge calls all of these toxic
+    assert rogan_gladen(toxic, labels, of, of) is None
