@@ -17,7 +17,10 @@ from rewardlm.stats import (
     all_alike,
     bootstrap_ci95,
     bounded_mean_ci95,
+    difference_ci95,
     difference_of_means,
+    estimated_share_ci95,
+    fieller_ci95,
     flip_p_value,
     holm,
     mean_change,
@@ -420,3 +423,62 @@ def test_equal_columns_keep_the_level(shape: str) -> None:
 
     wrong = sum((all_alike(drawn(), n_draws=300, seed=k).p_value or 1) < 0.05 for k in range(300))
     assert wrong <= 28
+
+
+# Estimated shares ----------------------------------------------------------------------------------------------------
+
+
+def wilson(hits: int, n: int) -> tuple[float, float]:
+    found = stats.binomtest(hits, n).proportion_ci(method="wilson")
+    return found.low, found.high
+
+
+@pytest.mark.parametrize(
+    ("one", "other", "published"),
+    # Newcombe 1998 (Statistics in Medicine 17:873-890), table II, method 10: contrasts a, c, e and g.
+    [
+        ((56, 70), (48, 80), (0.0524, 0.3339)),
+        ((9, 10), (3, 10), (0.1705, 0.8090)),
+        ((5, 56), (0, 29), (-0.0381, 0.1926)),
+        ((10, 10), (0, 20), (0.6791, 1.0000)),
+    ],
+)
+def test_the_difference_of_two_intervals_is_newcombes(one, other, published) -> None:
+    found = difference_ci95(other[0] / other[1], wilson(*other), one[0] / one[1], wilson(*one))
+    assert found == pytest.approx(published, abs=2e-4)
+
+
+def test_an_estimated_share_that_was_counted_has_the_interval_of_one() -> None:
+    rng = np.random.default_rng(0)
+    hits, counts = rng.binomial(4, 0.2, 80).astype(float), np.full(80, 4.0)
+    found = estimated_share_ci95(hits, counts, labels=320, freedom=1e9)
+    assert found == pytest.approx(share_ci95(hits, counts))
+    # Fewer labels leave fewer degrees of freedom, and a wider interval.
+    fewer = estimated_share_ci95(hits, counts, labels=40, freedom=8)
+    assert fewer is not None
+    assert found is not None
+    assert fewer[0] < found[0] < found[1] < fewer[1]
+
+
+def test_an_estimated_share_of_nothing_rests_on_the_labels() -> None:
+    none = estimated_share_ci95(np.zeros(50), np.full(50, 4.0), labels=30, freedom=25)
+    assert none == pytest.approx((0, 1 - 0.025 ** (1 / 30)))
+    # An estimate below 0 is none, and so is one above 1.
+    assert estimated_share_ci95(np.r_[-1.0, np.zeros(49)], np.ones(50), labels=30, freedom=25) == pytest.approx(none)
+    assert estimated_share_ci95([1.0], [1.0], labels=3, freedom=1) is None
+
+
+def test_fiellers_interval_is_all_that_the_t_test_accepts() -> None:
+    """By trying quotients one after the other, and where the denominator is uncertain."""
+    rng = np.random.default_rng(1)
+    fixed, slope = rng.normal(0, 0.004, 60), rng.normal(0, 0.005, 60)
+    for over in (0.5, 0.2):
+        low, high = fieller_ci95(0.3, over, fixed, slope, freedom=59)
+        accepted = []
+        for quotient in np.linspace(-1, 2, 30_001):
+            parts = fixed + quotient * slope
+            error = (60 / 59 * ((parts - parts.mean()) ** 2).sum()) ** 0.5
+            if abs(over * (0.3 - quotient)) <= stats.t.ppf(0.975, 59) * error:
+                accepted.append(quotient)
+        assert (low, high) == pytest.approx((min(accepted), max(accepted)), abs=2e-4)
+    assert fieller_ci95(0.3, 0.01, fixed, slope, freedom=59) == (-math.inf, math.inf)

@@ -23,7 +23,7 @@ from rewardlm.cli.commands import COMMANDS, RESUMED, with_settings
 from rewardlm.cli.examples import EXAMPLES
 
 REWARDLM = [sys.executable, "-m", "rewardlm"]
-GROUPS = ("judge", "steer")
+GROUPS = ("judge", "steer", "label")
 LINES = [(name, example.line) for name, examples in EXAMPLES.items() for example in examples]
 
 

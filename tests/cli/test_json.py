@@ -22,7 +22,7 @@ def documented(command: str) -> set[str]:
     (row,) = [
         line for line in DOCUMENTED.splitlines() if line.startswith("| `") and f"`{command}`" in line.split("|")[1]
     ]
-    keys = set(re.findall(r"`([a-z_]+)`", row.split("|")[2])) - {"compare"}
+    keys = set(re.findall(r"`([a-z_0-9]+)`", row.split("|")[2])) - {"compare"}
     return keys | (COMPARE if "keys of `compare`" in row else set())
 
 

@@ -35,6 +35,7 @@ ARGUMENTS = {
     "judge train-pairs": ["--out", "o"],
     "judge evaluate-pairs": ["starter_pairs"], "interpret": ["run", "--out", "o"], "report": ["run"],
     "steer fit": ["tiny", "--out", "o"], "steer import": ["tiny", "v.gguf", "--out", "o"], "frontier": ["run"],
+    "label open": ["run", "--out", "o"],
 }  # fmt: skip
 # And what its settings need; flags win over a file.
 NEEDED = {
@@ -54,6 +55,7 @@ SPECIAL: dict[str, tuple[str, Any, list[str]]] = {
     "measure --strength": ("2", 2.0, ["steer=s"]),
     "prefer --method": ("kto", "kto", ["learning_rate=1e-4", "sft_weight=0"]),
     "--adapter-strength": ("2", 2.0, ["adapter=a"]),
+    "--correction": ("ppi", "ppi", ["labels=folder"]),
 }
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from pathlib import Path
 from typing import Annotated, Literal
 
@@ -27,6 +28,7 @@ def open_(
     host: Annotated[str, typer.Option("--host", help="127.0.0.1 lets only this machine connect.")] = "127.0.0.1",
     no_browser: Annotated[bool, typer.Option("--no-browser", help="Print the address and open nothing.")] = False,
     no_page: Annotated[bool, typer.Option("--no-page", help="Choose the answers and open no page.")] = False,
+    as_json: Annotated[bool, typer.Option("--json", help="As --no-page, with one JSON object on stdout.")] = False,
 ) -> None:
     """Choose answers of runs and show them on a local page, to be labelled by keyboard; models' names stay hidden."""
     settings = given.settings()
@@ -36,6 +38,10 @@ def open_(
     from rewardlm.measuring.label_sample import label_folder
 
     folder = label_folder(settings, measured, out)
+    if as_json:
+        drawn = Counter(folder.runs[item.run].label for item in folder.items)
+        print_json({"folder": str(out), "items": len(folder.items), "runs": drawn})
+        return
     if no_page:
         typer.echo(f"{len(folder.items)} answers to label in {out}")
         return
