@@ -57,6 +57,13 @@ def population(
         yield toxic, 1 / (1 + np.exp(1.0 - 2.0 * (seen - apart / 2)))
 
 
+def sure(rng: np.random.Generator, share: float, missed: float) -> tuple[FloatArray, FloatArray]:
+    """What people would say, and a judge that is always sure, and misses that share of the toxic answers."""
+    toxic = (rng.random((PROMPTS, SAMPLES)) < share).astype(np.float64)
+    called = (toxic == 1) & (rng.random(toxic.shape) >= missed)
+    return toxic, np.clip(np.where(called, 0.985, 0.015) + 0.015 * rng.standard_normal(toxic.shape), 0, 1)
+
+
 def labelled(
     rng: np.random.Generator, toxic: FloatArray, scores: FloatArray, labels: int, classes: int = 8
 ) -> Labelled:
@@ -66,8 +73,9 @@ def labelled(
     said = np.full(scores.size, np.nan)
     said[sample.rows] = toxic.ravel()[sample.rows]
     calls = (scores > 0.5).astype(np.float64)
-    shape = scores.shape
-    return Labelled(scores, calls, said.reshape(shape), sample.strata.reshape(shape).astype(float), np.zeros(shape))
+    taken = np.bincount(sample.strata[sample.rows]) / np.bincount(sample.strata)
+    columns = said, sample.strata.astype(float), groups.astype(float), taken[sample.strata]
+    return Labelled(scores, calls, *(column.reshape(scores.shape) for column in columns))
 
 
 def holds(found: CorrectedShare | CorrectedDelta | None, truth: float) -> bool | None:
@@ -105,6 +113,25 @@ def shares_table(draws: int) -> Iterator[str]:
             f"| {share:g} | {labels:,} | {auc:g} | {rate(ppi, share)} | {np.mean(ppi_width):.3f} | "
             f"× {np.mean(ppi_width) / alone:.2f} | {np.mean(np.sqrt(1 - np.square(rho))):.2f} | {rate(rg, share)} | "
             f"{np.nanmean(rg_width):.3f} | {np.mean([one is None for one in rg]):.1%} |"
+        )
+
+
+def sure_table(draws: int) -> Iterator[str]:
+    """A row a setting: how often the interval of a share holds for a judge that is sure, and sometimes wrong."""
+    yield "| share | of it missed | labels | `ppi` holds | its width | `rogan-gladen` holds | its width |"
+    yield f"|{'---|' * 7}"
+    everything = np.ones((PROMPTS, SAMPLES), dtype=np.bool_)
+    for (share, missed), labels in itertools.product(((0.02, 0.3), (0.05, 0.3), (0.1, 0.2), (0.3, 0.1)), (50, *LABELS)):
+        rng = np.random.default_rng(4)
+        rows = []
+        for _ in range(draws):
+            table = labelled(rng, *sure(rng, share, missed), labels)
+            one, other = (share_by_labels(table, method, everything) for method in METHODS)
+            rows.append((holds(one, share), width(one), holds(other, share), width(other)))
+        ppi, ppi_width, rg, rg_width = zip(*rows, strict=True)
+        yield (
+            f"| {share:g} | {missed:.0%} | {labels:,} | {rate(ppi, 0)} | {np.mean(ppi_width):.3f} | {rate(rg, 0)} | "
+            f"{np.nanmean(rg_width):.3f} |"
         )
 
 
@@ -177,7 +204,12 @@ def main() -> None:
     parser.add_argument("--draws", type=int, default=2000, help="populations a setting")
     parser.add_argument("--write", action="store_true", help=f"write the tables into {PAGE}")
     asked = parser.parse_args()
-    for mark, table in (("shares", shares_table), ("changes", changes_table), ("plain", plain_table)):
+    for mark, table in (
+        ("shares", shares_table),
+        ("sure", sure_table),
+        ("changes", changes_table),
+        ("plain", plain_table),
+    ):
         lines = []
         for line in table(asked.draws):
             print(line, flush=True)

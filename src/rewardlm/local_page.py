@@ -8,6 +8,7 @@ must be JSON besides, which another site can't send without asking first.
 from __future__ import annotations
 
 import contextlib
+import functools
 import hashlib
 import json
 import os
@@ -17,11 +18,12 @@ import sys
 import threading
 import webbrowser
 from collections.abc import Awaitable, Callable, Iterable, Iterator, Mapping, MutableMapping
+from importlib import resources
 from types import FrameType
 from typing import Any
 
 import uvicorn
-from fastapi import FastAPI, Request, Response
+from fastapi import FastAPI, HTTPException, Request, Response
 from fastapi.responses import PlainTextResponse
 
 from rewardlm.listening import OwnNames
@@ -84,7 +86,7 @@ class Guard:
             headers.setdefault(name, []).append(value)
         method, path = scope["method"], scope["path"]
         if method not in _READS and (method != "POST" or path not in self._writes):
-            return PlainTextResponse("read only: nothing here can be changed\n", 405, headers={"Allow": "GET, HEAD"})
+            return PlainTextResponse("read only: this can't be changed here\n", 405, headers={"Allow": "GET, HEAD"})
         hosts = headers.get(b"host", [])
         if len(hosts) != 1 or hosts[0].decode("latin-1") not in self._names:
             return PlainTextResponse("this server answers to its own address only\n", 421)
@@ -96,6 +98,26 @@ class Guard:
         if method == "POST" and headers.get(b"content-type", [b""])[0].partition(b";")[0] != b"application/json":
             return PlainTextResponse("what is sent here must be application/json\n", 415)
         return None
+
+
+def page_file(
+    request: Request, files: Mapping[str, tuple[str, str]], name: str, headers: Mapping[str, str] | None = None
+) -> Response:
+    """A file of the page, by its bare name in ``files``, which have its content type and its folder in the package."""
+    if name not in files:
+        raise HTTPException(404, "no such file")
+    kind, folder = files[name]
+    return answer(request, _content(folder, name), f"{kind}; charset=utf-8", headers or {})
+
+
+@functools.cache
+def _content(folder: str, name: str) -> bytes:
+    if name == "plotly.js":
+        from plotly.offline import get_plotlyjs
+
+        script: str = get_plotlyjs()
+        return script.encode()
+    return (resources.files("rewardlm") / folder / name).read_bytes()
 
 
 def json_answer(request: Request, found: Mapping[str, Any]) -> Response:

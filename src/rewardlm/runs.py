@@ -378,7 +378,9 @@ class Run:
         write_atomically(self.path / "run.json", data)
 
     def append(self, name: str, records: Iterable[Any]) -> None:
-        """Append dataclasses or dicts to ``name``.jsonl in one write, on disk when this returns."""
+        """Append dataclasses or dicts to ``name``.jsonl in one write, on disk when this returns. If it fails, as on a
+        full disk, the file is left as it was.
+        """
         lines = []
         for record in records:
             is_object = dataclasses.is_dataclass(record) and not isinstance(record, type)
@@ -386,10 +388,16 @@ class Run:
             lines.append(json.dumps(value, allow_nan=False) + "\n")
         if not lines:
             return
-        with open(self.path / f"{name}.jsonl", "ab") as file:
-            file.write("".join(lines).encode())
-            file.flush()
-            os.fsync(file.fileno())
+        with open(self.path / f"{name}.jsonl", "ab", buffering=0) as file:
+            size, data = file.seek(0, os.SEEK_END), memoryview("".join(lines).encode())
+            try:
+                while data:
+                    data = data[file.write(data) :]
+                os.fsync(file.fileno())
+            except OSError:
+                # Half a line would take the next one with it.
+                file.truncate(size)
+                raise
 
     def replace(self, name: str, records: Iterable[Mapping[str, Any]]) -> None:
         """Rewrite ``name``.jsonl as these records, atomically."""
@@ -448,8 +456,8 @@ class Run:
 
     def _changed(self, name: str, number: int, what: str) -> RunError:
         return RunError(
-            f"{self.path / name}.jsonl, line {number}: {what}; the file was changed by hand: put the line back, or "
-            "measure again"
+            f"{self.path / name}.jsonl, line {number}: {what}; the file was changed by hand: put the line back"
+            + ("" if name in ("classes", "items", "labels") else ", or measure again")
         )
 
     def prompts(self) -> list[Prompt]:

@@ -167,19 +167,19 @@ def share_ci95(hits: ArrayLike, counts: ArrayLike | None = None) -> tuple[float,
 
 
 def estimated_share_ci95(
-    sums: ArrayLike, counts: ArrayLike, *, labels: int, freedom: float
+    sums: ArrayLike, counts: ArrayLike, *, labels: int, freedom: float, more_variance: float = 0.0
 ) -> tuple[float, float] | None:
     """``share_ci95`` of a share that was not counted but estimated from ``labels`` of some answers.
 
     ``sums`` are those of numbers whose mean is the estimate (``labelling.estimate``); they may be below 0 or above
-    ``counts``. ``freedom`` are the degrees of freedom that the labels leave. Where the estimate is 0 or 1, each label
-    counts as one answer. None for fewer than two prompts.
+    ``counts``. ``freedom`` are the degrees of freedom that the labels leave, and ``more_variance`` is what the share
+    varies besides. Where the estimate is 0 or 1, each label counts as one answer. None for fewer than two prompts.
     """
     x, w = _known(sums, counts)
     if len(x) < 2:
         return None
     share = min(1.0, max(0.0, float(x.sum() / w.sum())))
-    variance = _standard_error(x, w, 0.0) ** 2
+    variance = _standard_error(x, w, 0.0) ** 2 + more_variance
     worth = float(labels)
     if variance > 0 and 0 < share < 1:
         worth = share * (1 - share) / variance * (1.96 / _t_quantile(min(len(x) - 1, freedom))) ** 2

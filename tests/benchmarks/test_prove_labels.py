@@ -33,3 +33,17 @@ def test_intervals_hold_as_often_as_they_say(method) -> None:
         naive += abs(share - 0.1) < 1.96 * (share * (1 - share) / scores.size) ** 0.5
     assert held >= stats.binom.ppf(0.001, 400, 0.93)
     assert naive < 200
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("share", "missed", "labels"), [(0.1, 0.2, 50), (0.1, 0.2, 100), (0.05, 0.3, 100)])
+def test_a_judge_that_is_sure_and_wrong_is_found_out(share: float, missed: float, labels: int) -> None:
+    """Its errors are so rare that few labels may show none; the interval holds all the same."""
+    rng = np.random.default_rng(2)
+    everything = np.ones((prove_labels.PROMPTS, prove_labels.SAMPLES), dtype=bool)
+    held = 0
+    for _ in range(200):
+        toxic, scores = prove_labels.sure(rng, share, missed)
+        found = prove_labels.share_by_labels(prove_labels.labelled(rng, toxic, scores, labels), "ppi", everything)
+        held += bool(prove_labels.holds(found, share))
+    assert held >= stats.binom.ppf(0.001, 200, 0.93)

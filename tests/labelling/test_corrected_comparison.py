@@ -18,6 +18,8 @@ from rewardlm.measuring.correction import JudgeErrors
 from rewardlm.measuring.known_errors import errors_on_suite
 from rewardlm.measuring.label_sample import label_folder
 from rewardlm.measuring.labelled import change_by_errors, share_by_errors
+from rewardlm.reporting.corrected import rows
+from rewardlm.reporting.names import SPLITS
 from rewardlm.runs import Run
 
 
@@ -36,13 +38,13 @@ def test_with_every_answer_labelled_the_shares_are_theirs(tmp_path: Path) -> Non
         found = compare(paths, labels=folder.run.path, correction=method)
         for model, truth in zip(found.models, truths, strict=True):
             for judge in ("a", "b"):
-                for split, rows in (("all", np.ones(180, bool)), ("toxic_prompts", np.arange(180) // 3 % 2 == 1)):
+                for split, inside in (("all", np.ones(180, bool)), ("toxic_prompts", np.arange(180) // 3 % 2 == 1)):
                     one = model.scorers[judge][split]
                     assert one.correction == method
-                    assert one.corrected_fraction == pytest.approx(truth[rows].mean())
-                    assert one.labels == rows.sum()
+                    assert one.corrected_fraction == pytest.approx(truth[inside].mean())
+                    assert one.labels == inside.sum()
                     assert one.corrected_fraction_ci95 is not None
-                    assert one.corrected_fraction_ci95[0] < truth[rows].mean() < one.corrected_fraction_ci95[1]
+                    assert one.corrected_fraction_ci95[0] < truth[inside].mean() < one.corrected_fraction_ci95[1]
         for change in found.comparisons:
             if change.split == "all":
                 assert change.corrected_delta == pytest.approx(truths[1].mean() - truths[0].mean())
@@ -106,8 +108,7 @@ def test_rogan_gladen_by_known_errors_is_the_formula() -> None:
     assert one.fraction == pytest.approx((0.4 + 0.9 - 1) / 0.65)
     change = change_by_errors(before, after, errors)
     assert change is not None
-    rates = 151 / 202 + 721 / 802 - 1  # Agresti and Coull's
-    assert change.delta == pytest.approx(-0.2 / rates)
+    assert change.delta == pytest.approx(two.fraction - one.fraction) == pytest.approx(-0.2 / 0.65)
     assert change.ci95 is not None
     # Errors stretch a change, and never make one: its sign stays as sure as the judge's own.
     assert change.ci95[1] < 0
@@ -139,7 +140,7 @@ FIGURES = {
         "figures": {
             "suite": {
                 "kind": "labels", "scored": 500, "accuracy": 0.9, "false_negative_rate": 0.3,
-                "false_positive_rate": 0.05, "revision": "r",
+                "false_positive_rate": 0.05, "revision": None,
             },
             "graded": {"kind": "scores"},
         }
@@ -165,8 +166,51 @@ def test_errors_on_a_suite_are_counted_back_from_its_figures(tmp_path: Path) -> 
         errors_on_suite("suit", runs, ["a"], rule, figures=FIGURES)
     found = compare([path], correction="rogan-gladen")
     assert found.models[0].scorers["a"]["all"].correction is None, "nobody knows this judge's errors"
+    assert found.correction_notes[0].startswith("Not corrected: PT. How often a judge errs is known only of")
+    # An imported column may have a judge's name; whose scores these are nobody knows.
+    other = {"a": {"figures": {"suite": {**FIGURES["a"]["figures"]["suite"], "revision": "other"}}}}
+    assert errors_on_suite("suite", runs, ["a"], rule, figures=other) == {}
 
 
 def test_ppi_needs_labels() -> None:
     with pytest.raises(ValueError, match="correction ppi needs labels"):
         CompareSettings(correction="ppi")
+
+
+def test_runs_with_the_same_answers_share_their_labels(tmp_path: Path) -> None:
+    path, truth = scored(tmp_path / "PT", "PT", prompts=60)
+    (tmp_path / "copy").symlink_to(path)
+    folder = label_folder(LabelSettings(labels=80), [path, tmp_path / "copy"], tmp_path / "labels")
+    folder.add([Said(one.id, "x", float(truth[one.answer]), "now") for one in folder.items])
+    found = compare([path, tmp_path / "copy"], labels=folder.run.path)
+    different = len({one.answer for one in folder.items})
+    assert different > 40
+    for model in found.models:
+        assert model.scorers["a"]["all"].labels == different
+    assert all(change.corrected_delta == 0 for change in found.comparisons if change.corrected_delta is not None)
+
+
+def test_why_nothing_was_corrected_is_said(tmp_path: Path) -> None:
+    folder, paths, _ = labelled_folder(tmp_path, 15)
+    found = compare(paths, labels=folder.run.path)
+    assert [note.split(";")[0] for note in found.correction_notes] == [
+        "Not corrected: PT. It has 8 labels", "Not corrected: FT. It has 7 labels",
+    ]  # fmt: skip
+    folder, paths, _ = labelled_folder(tmp_path / "more", 60)
+    folder.add([Said(folder.items[0].id, "x", None, "now")])
+    found = compare(paths, labels=folder.run.path)
+    assert [note.split(".")[0] for note in found.correction_notes] == ["1 answers could not be told"]
+    assert rows(found)
+    # Where only another split was labelled, that one is shown.
+    folder, paths, _ = labelled_folder(tmp_path / "others", 60, split="nontoxic_prompts")
+    assert {row["split"] for row in rows(compare(paths, labels=folder.run.path))} == {SPLITS["nontoxic_prompts"]}
+
+
+def test_a_change_by_rogan_gladen_is_that_of_the_shares_that_are_shown(tmp_path: Path) -> None:
+    folder, paths, _ = labelled_folder(tmp_path, 60)
+    found = compare(paths, labels=folder.run.path, correction="rogan-gladen", threshold=0.35)
+    before, after = (model.scorers["a"]["all"].corrected_fraction for model in found.models)
+    (change,) = [one for one in found.comparisons if (one.scorer, one.split) == ("a", "all")]
+    assert before is not None
+    assert after is not None
+    assert change.corrected_delta == pytest.approx(after - before)

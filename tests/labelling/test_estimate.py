@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from rewardlm.labelling.design import draw
-from rewardlm.labelling.estimate import ppi, rogan_gladen
+from rewardlm.labelling.estimate import Asked, ppi, rogan_gladen
 from rewardlm.stats import FloatArray
 
 
@@ -21,13 +21,18 @@ def labelled(truth: FloatArray, scores: FloatArray, n: int, seed: int, classes: 
     sample = draw(scores, of, labels=n, classes=classes, rng=np.random.default_rng(seed))
     labels = np.full(len(truth), np.nan)
     labels[sample.rows] = truth[sample.rows]
-    return labels, sample.strata, of
+    rates = np.bincount(sample.strata[sample.rows]) / np.bincount(sample.strata)
+    return labels, sample.strata, Asked(sample.strata, of, rates[sample.strata])
+
+
+def evenly(strata: np.ndarray) -> Asked:
+    return Asked(strata, np.zeros(len(strata), dtype=np.intp), np.ones(len(strata)))
 
 
 def test_ppi_is_the_regression_estimator_of_a_stratified_sample() -> None:
     truth, scores = population(0)
-    labels, strata, of = labelled(truth, scores, 60, 1)
-    found = ppi(scores, labels, strata, of)
+    labels, strata, asked = labelled(truth, scores, 60, 1)
+    found = ppi(scores, labels, asked)
     assert found is not None
     # Cochran's combined slope, then by class: the mean of λf over all, plus that of y - λf over the labelled.
     top = bottom = 0.0
@@ -50,23 +55,22 @@ def test_ppi_is_the_regression_estimator_of_a_stratified_sample() -> None:
 
 def test_with_all_labels_it_is_their_share_and_a_useless_judge_changes_nothing() -> None:
     truth, scores = population(2)
-    strata = np.repeat([0, 1], 200)
-    of = np.zeros(400, dtype=np.intp)
-    everything = ppi(scores, truth, strata, of)
+    asked = evenly(np.repeat([0, 1], 200))
+    everything = ppi(scores, truth, asked)
     assert everything is not None
     assert everything.z.mean() == pytest.approx(truth.mean())
     labels = np.where(np.arange(400) % 5 == 0, truth, np.nan)
     for useless in (np.full(400, 0.7), np.full(400, np.nan)):
-        found = ppi(useless, labels, strata, of)
+        found = ppi(useless, labels, asked)
         assert found is not None
         assert found.z.mean() == pytest.approx(np.nanmean([np.nanmean(labels[:200]), np.nanmean(labels[200:])]))
 
 
 def test_rogan_gladen_is_their_formula_with_weights() -> None:
     truth, scores = population(3)
-    labels, strata, of = labelled(truth, scores, 80, 4)
+    labels, strata, asked = labelled(truth, scores, 80, 4)
     toxic = (scores > 0.5).astype(float)
-    found = rogan_gladen(toxic, labels, strata, of)
+    found = rogan_gladen(toxic, labels, asked)
     assert found is not None
     hit = called = positives = negatives = 0.0
     for i in range(400):
@@ -87,9 +91,9 @@ def test_z_varies_as_the_share_does(method: str) -> None:
     shares, said = [], []
     for seed in range(400):
         truth, scores = population(seed, 300)
-        labels, strata, of = labelled(truth, scores, 90, seed)
+        labels, _, asked = labelled(truth, scores, 90, seed)
         toxic = (scores > 0.5).astype(float)
-        found = ppi(scores, labels, strata, of) if method == "ppi" else rogan_gladen(toxic, labels, strata, of)
+        found = ppi(scores, labels, asked) if method == "ppi" else rogan_gladen(toxic, labels, asked)
         assert found is not None
         shares.append(found.z.mean())
         said.append(found.z.var(ddof=1) / 300)
@@ -98,13 +102,47 @@ def test_z_varies_as_the_share_does(method: str) -> None:
 
 
 def test_where_nothing_can_be_said_there_is_none() -> None:
-    scores, of = np.linspace(0, 1, 40), np.zeros(40, dtype=np.intp)
+    scores, asked = np.linspace(0, 1, 40), evenly(np.zeros(40, dtype=np.intp))
     labels = np.full(40, np.nan)
-    assert ppi(scores, labels, of, of) is None
+    assert ppi(scores, labels, asked) is None
     labels[3] = 1
-    assert ppi(scores, labels, of, of) is None
+    assert ppi(scores, labels, asked) is None
     labels[20:30] = 1
     toxic = (scores > 0.5).astype(float)
-    assert rogan_gladen(toxic, labels, of, of) is None  # no harmless answer is labelled
+    assert rogan_gladen(toxic, labels, asked) is None  # no harmless answer is labelled
     labels[30:] = 0  # and the judge calls all of these toxic
-    assert rogan_gladen(toxic, labels, of, of) is None
+    assert rogan_gladen(toxic, labels, asked) is None
+
+
+def test_a_class_that_was_merged_counts_by_the_rates_at_which_it_was_drawn() -> None:
+    """One class had half of its answers drawn, its neighbour a twentieth; one label of the second came in time."""
+    labels = np.full(200, np.nan)
+    labels[:40], labels[100] = 1, 0
+    strata = np.repeat([0, 1], 100)
+    asked = Asked(strata, np.zeros(200, dtype=np.intp), np.where(strata == 0, 0.5, 0.05))
+    found = ppi(np.full(200, np.nan), labels, asked)
+    assert found is not None
+    assert found.classes == 1
+    # 40 labels stand for 2 answers each, one for 20: of 100 such answers 80 are toxic.
+    assert found.z.mean() == pytest.approx(80 / 100)
+
+
+def test_labels_that_never_contradict_the_judge_leave_room_for_one_that_would() -> None:
+    scores = np.where(np.arange(300) % 10 == 0, 0.98, 0.02)
+    labels = np.full(300, np.nan)
+    labels[::6] = scores[::6] > 0.5
+    found = ppi(scores, labels, evenly(np.zeros(300, dtype=np.intp)))
+    assert found is not None
+    assert (found.surprises, found.unseen_variance) == (0, 1 / 50**2)
+    labels[6:60:6] = 1
+    found = ppi(scores, labels, evenly(np.zeros(300, dtype=np.intp)))
+    assert found is not None
+    assert (found.surprises, found.unseen_variance) == (8, 0)
+
+
+def test_what_is_rare_is_all_but_the_commonest_label() -> None:
+    """Two labellers who always disagree leave ties, of which none is rare and all are one kind."""
+    for labels, rare in ((np.full(60, 0.5), 0), (np.r_[np.ones(50), np.full(10, 0.5)], 10)):
+        found = ppi(np.full(60, 0.5), labels, evenly(np.zeros(60, dtype=np.intp)))
+        assert found is not None
+        assert found.rare == rare

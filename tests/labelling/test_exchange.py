@@ -86,7 +86,8 @@ def test_what_label_studio_itself_writes_is_read(tmp_path: Path) -> None:
     [
         ("{item},x,maybe", "the label is 'maybe': expected yes, no or unsure"),
         ("nobody,x,yes", "there is no item 'nobody'"),
-        ("{item},,yes", "has a label but no labeller"),
+        ("{item},,yes", "the labeller is '': expected a name"),
+        ("{item},a\x1b[2J,yes", "expected a name of 1 to 100 characters"),
         ("{item},x,yes\n{item},x,no", "has two labels for"),
     ],
 )
@@ -103,6 +104,7 @@ def test_a_mistake_in_the_file_adds_nothing(tmp_path: Path, line: str, said: str
     ("name", "text", "said"),
     [
         ("l.csv", "item,label\na,yes\n", "there is no column labeller"),
+        ("l.csv", "prompt,answer,labeller,label\nno,such answer,x,yes\n", "has no label of an answer in"),
         ("l.json", "{}", "expected a list"),
         ("l.json", '[{"annotations": [{"result": 3}]}]', "entry 1"),
         ("l.json", "[7]", "entry 1"),

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import resource
+import signal
 from pathlib import Path
 
 import numpy as np
@@ -136,15 +138,16 @@ def test_each_labeller_gets_the_shared_items_and_the_others_go_to_one(tmp_path: 
 
 def test_undo_takes_back_one_after_the_other(tmp_path: Path) -> None:
     session = Session(folder_of(tmp_path, shared=1.0))
-    assert session.undo("x") is None
+    assert session.undo("x", 0) is None
     items = []
     for _ in range(3):
         item = session.next("x")
         assert item is not None
         session.label("x", item.id, 1, None)
         items.append(item)
-    assert session.undo("x") == items[2]
-    assert session.undo("x") == items[1]
+    assert session.undo("x", 3) == items[2]
+    assert session.undo("x", 3) is None, "the same request again takes nothing more"
+    assert session.undo("x", 2) == items[1]
     assert session.next("x") == items[1]
     assert session.progress("x").done == 1
     with pytest.raises(DataError, match="no item"):
@@ -161,3 +164,61 @@ def test_runs_without_a_common_judge_or_an_answer_of_the_split_are_refused(tmp_p
         label_folder(LabelSettings(split="challenging"), [path], tmp_path / "two")
     only = label_folder(LabelSettings(labels=10, split="toxic_prompts"), [path], tmp_path / "three")
     assert all(item.prompt.endswith(tuple("13579")) for item in only.items)
+
+
+def test_what_somebody_holds_who_left_comes_last(tmp_path: Path) -> None:
+    session = Session(folder_of(tmp_path, shared=0.0))
+    held = session.next("an")  # a typing error: nobody of that name comes back
+    assert held is not None
+    seen = []
+    while (item := session.next("ann")) is not None:
+        session.label("ann", item.id, 0, None)
+        seen.append(item.id)
+    assert len(seen) == 30
+    assert seen[-1] == held.id
+    assert session.progress("ann").left == 0
+
+
+def test_what_one_could_not_tell_another_may_try(tmp_path: Path) -> None:
+    session = Session(folder_of(tmp_path, shared=0.0))
+    first = session.next("ann")
+    assert first is not None
+    session.label("ann", first.id, None, None)
+    assert session.next("ben") == first
+    session.label("ben", first.id, 1, None)
+    assert session.next("carl") != first
+
+
+def test_a_label_that_can_not_be_written_leaves_the_folder_as_it_was(tmp_path: Path) -> None:
+    """The file may grow by 30 bytes more, as on a full disk; the same label is sent again once there is room."""
+    folder = folder_of(tmp_path)
+    folder.add([Said(folder.items[0].id, "x", 1, "now")])
+    size = (folder.run.path / "labels.jsonl").stat().st_size
+    said = Said(folder.items[1].id, "x", 0, "now")
+    usual = signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    try:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (size + 30, limits[1]))
+        with pytest.raises(OSError, match="too large"):
+            folder.add([said])
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+        signal.signal(signal.SIGXFSZ, usual)
+    assert (folder.run.path / "labels.jsonl").stat().st_size == size
+    folder.add([said])
+    assert LabelFolder.open(folder.run.path).said() == {"x": {folder.items[0].id: 1, folder.items[1].id: 0}}
+
+
+def test_a_folder_that_is_open_elsewhere_is_not_touched(tmp_path: Path) -> None:
+    folder = folder_of(tmp_path)
+    with folder.alone(), pytest.raises(RunError, match="another command"):
+        folder_of_again(tmp_path)
+
+
+def test_prompts_are_toxic_by_the_threshold_that_the_run_recorded(tmp_path: Path) -> None:
+    path, _ = scored(tmp_path / "PT", "PT")
+    moved = {"value": 0.05, "matching": "share", "old": 0.5, "n": 100, "redrawn": [], "source": "x", "revision": None}
+    run = Run.open(path)
+    run.update(toxic_by="a", thresholds={"a": moved})
+    groups = label_folder(LabelSettings(labels=30), [path], tmp_path / "labels").runs[0].groups
+    assert groups.all(), "prompts have .1 or .9, and both are over .05"

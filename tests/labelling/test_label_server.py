@@ -83,9 +83,9 @@ def test_a_label_is_kept_before_the_next_answer_comes_and_a_kill_loses_none(
     again = LabelServer(tmp_path)
     try:
         assert again.ask("/api/next?labeller=ann")["item"]["id"] == second["item"]["id"]
-        back = again.ask("/api/undo", {"labeller": "ann"})
+        back = again.ask("/api/undo", {"labeller": "ann", "done": 1})
         assert (back["undone"], back["item"]["id"], back["done"]) == (True, item, 0)
-        assert again.ask("/api/undo", {"labeller": "ann"})["undone"] is False
+        assert again.ask("/api/undo", {"labeller": "ann", "done": 1})["undone"] is False
         # While it is up, no other command adds labels; Ctrl-C ends it without a word.
         busy = subprocess.run(
             [sys.executable, "-m", "rewardlm", "label", "import", "labels", "x.csv"],
@@ -107,7 +107,8 @@ def test_what_is_no_label_or_comes_from_elsewhere_is_refused(server: LabelServer
     good = {"labeller": "ann", "item": item, "label": 0}
     for bad in (
         {**good, "label": 2}, {**good, "label": "yes"}, {**good, "label": True}, {**good, "labeller": ""},
-        {**good, "labeller": "a\nb"}, {**good, "labeller": "x" * 41}, {**good, "seconds": -1}, {**good, "more": 1},
+        {**good, "labeller": "a\nb"}, {**good, "labeller": "x" * 101}, {**good, "labeller": "\x1b[2J"},
+        {**good, "labeller": "a\x00b"}, {**good, "seconds": -1}, {**good, "more": 1},
         {"labeller": "ann", "item": item}, [],
     ):  # fmt: skip
         assert server.refused("/api/label", bad) == 422, bad

@@ -74,10 +74,13 @@ def export(
     from rewardlm.labelling.exchange import export as write
     from rewardlm.labelling.folder import LabelFolder
 
-    is_json = file.suffix.lower() == ".json"
-    chosen = form or ("label-studio" if is_json else "csv")
-    if is_json == (chosen == "csv"):
-        raise ConfigError(f"{file.name} is no file for {chosen}: name it {file.stem}{'.csv' if is_json else '.json'}")
+    ending = file.suffix.lower()
+    chosen = form or ("label-studio" if ending == ".json" else "csv")
+    wanted = ".csv" if chosen == "csv" else ".json"
+    if ending != wanted:
+        raise ConfigError(f"{file} is no file for {chosen}: expected a name that ends with {wanted}")
+    if not file.absolute().parent.is_dir():
+        raise ConfigError(f"there is no folder {file.parent}: make it, or name another file")
     opened = LabelFolder.open(folder)
     n = write(opened, file, chosen)
     if as_json:

@@ -47,12 +47,9 @@ def agreement(said: Mapping[str, Mapping[str, Label]], *, seed: int = 0) -> Agre
         if both.any():
             pairs[one, other] = float((known[one] == known[other])[both].mean()), int(both.sum())
     n = table.shape[1]
-    return Agreement(
-        n,
-        _alpha(table),
-        bootstrap_ci95(lambda rows: _alpha(table[:, rows]), range(n), n_resamples=N_RESAMPLES, seed=seed),
-        pairs,
-    )
+    ends = bootstrap_ci95(lambda rows: _alpha(table[:, rows]), range(n), n_resamples=N_RESAMPLES, seed=seed)
+    # Where all agree, resamples can't say how far chance went.
+    return Agreement(n, _alpha(table), None if ends is None or ends[0] == ends[1] else ends, pairs)
 
 
 def _alpha(table: FloatArray) -> float | None:

@@ -21,6 +21,9 @@ import numpy as np
 from rewardlm.labelling.design import LEAST, IntArray, merged
 from rewardlm.stats import BoolArray, FloatArray
 
+# With fewer labels that contradict the judge, their spread says little of how often it errs.
+_FEW = 5
+
 
 @dataclass(frozen=True, slots=True)
 class Quotient:
@@ -36,13 +39,15 @@ class Quotient:
 @dataclass(frozen=True, slots=True)
 class Corrected:
     """``z`` Float[G] of G answers: its mean is the corrected share. It rests on so many ``labels`` in so many
-    ``classes``; ``rare`` of them are of the rarer kind. A share that is a quotient says so in ``quotient``.
+    ``classes``. ``rare`` of them aren't of the commonest kind, and ``surprises`` contradict what the judge says.
+    A share that is a quotient says so in ``quotient``.
     """
 
     z: FloatArray
     labels: int
     classes: int
-    rare: float
+    rare: int
+    surprises: int
     quotient: Quotient | None = None
 
     @property
@@ -50,25 +55,46 @@ class Corrected:
         """Degrees of freedom that the labels leave."""
         return max(1, self.labels - self.classes)
 
+    @property
+    def unseen_variance(self) -> float:
+        """Variance of the share that labels may have missed: where few of them contradict the judge, the spread among
+        them doesn't say how often it errs. Then one more does, and stands for as many answers as a label does on
+        average (the idea of Agresti & Coull 1998).
+        """
+        return 1 / self.labels**2 if self.surprises < _FEW else 0.0
 
-def ppi(scores: FloatArray, labels: FloatArray, classes: IntArray, groups: IntArray) -> Corrected | None:
+
+@dataclass(frozen=True, slots=True)
+class Asked:
+    """How G answers were drawn: the class of each, ``classes`` Int[G], the group that classes don't mix as far as there
+    are labels for each, ``groups`` Int[G], and the share of its class that was to be labelled, ``rates`` Float[G].
+    """
+
+    classes: IntArray
+    groups: IntArray
+    rates: FloatArray
+
+
+def ppi(scores: FloatArray, labels: FloatArray, asked: Asked) -> Corrected | None:
     """By ``labels`` Float[G], from 0 to 1 (toxic), NaN where there is none. ``scores`` Float[G] are any judge's, NaN
-    where unscored. ``classes`` Int[G] are those that labels were drawn from, and ``groups`` those that classes don't
-    mix (``design.draw``).
+    where unscored.
 
-    A class with fewer than two labels is merged with a neighbour. None with fewer than two labels in all.
+    A class with fewer than two labels is merged with a neighbour; labels then count by the rates at which they were
+    drawn. None with fewer than two labels in all.
     """
     known = ~np.isnan(labels)
     if known.sum() < LEAST:
         return None
-    classes = _with_labels(classes, groups, known)
+    classes = _with_labels(asked, known)
+    weights = _weights(classes, known, asked.rates)
     # Whether an answer has a score is known of all, so any number may stand for a missing one.
     f = np.where(np.isnan(scores), 0.0, scores)
     lam = _slope(f, labels, known, classes)
-    return Corrected(lam * f + _carried_over(labels - lam * f, classes), *_counts(labels, classes))
+    z = lam * f + _carried_over(labels - lam * f, classes, weights)
+    return Corrected(z, *_counts(labels, f > 0.5, classes))
 
 
-def rogan_gladen(toxic: FloatArray, labels: FloatArray, classes: IntArray, groups: IntArray) -> Corrected | None:
+def rogan_gladen(toxic: FloatArray, labels: FloatArray, asked: Asked) -> Corrected | None:
     """The judge's share, solved for the true one by how often it errs on the labels; arguments as of ``ppi``, but for
     ``toxic`` Float[G], 1 where the judge calls an answer toxic.
 
@@ -80,9 +106,8 @@ def rogan_gladen(toxic: FloatArray, labels: FloatArray, classes: IntArray, group
     known = ~np.isnan(labels)
     if known.sum() < LEAST:
         return None
-    classes = _with_labels(classes, groups, known)
-    sizes = np.bincount(classes)
-    weights = np.where(known, sizes[classes] / np.bincount(classes[known], minlength=len(sizes))[classes], 0.0)
+    classes = _with_labels(asked, known)
+    weights = _weights(classes, known, asked.rates)
     said = np.where(known, labels, 0.0)
     totals = float((weights * said).sum()), float((weights * (1 - said)).sum())
     if min(totals) <= 0:
@@ -95,14 +120,24 @@ def rogan_gladen(toxic: FloatArray, labels: FloatArray, classes: IntArray, group
     true, over = (share - called) / (found - called), found - called
     # What an answer adds to a and to b, and what a labelled one adds to the judge's share.
     n = len(toxic)
-    of_found = _carried_over(n / totals[0] * labels * (toxic - found), classes)
-    of_called = _carried_over(n / totals[1] * (1 - labels) * (toxic - called), classes)
+    of_found = _carried_over(n / totals[0] * labels * (toxic - found), classes, weights)
+    of_called = _carried_over(n / totals[1] * (1 - labels) * (toxic - called), classes, weights)
     z = true + (toxic - share - true * of_found - (1 - true) * of_called) / over
     quotient = Quotient(over, (toxic - share - of_called) / n, (of_called - of_found) / n)
-    return Corrected(z, *_counts(labels, classes), quotient)
+    return Corrected(z, *_counts(labels, toxic > 0, classes), quotient)
 
 
-def _carried_over(values: FloatArray, classes: IntArray) -> FloatArray:
+def _weights(classes: IntArray, known: BoolArray, rates: FloatArray) -> FloatArray:
+    """Float[G]: for how many answers of its class each labelled one stands; 0 without a label. In a class that was
+    merged from some of unequal ``rates``, one that was less likely to be drawn stands for more.
+    """
+    weights = np.where(known, 1 / rates, 0.0)
+    sizes, sums = np.bincount(classes), np.bincount(classes, weights)
+    found: FloatArray = weights * (sizes / sums)[classes]
+    return found
+
+
+def _carried_over(values: FloatArray, classes: IntArray, weights: FloatArray) -> FloatArray:
     """``values`` Float[G], NaN where they aren't known, as numbers for all answers: their sums by class estimate those
     of the values, and they vary as these sums do.
     """
@@ -112,25 +147,29 @@ def _carried_over(values: FloatArray, classes: IntArray) -> FloatArray:
         here = classes == number
         labelled = here & known
         n = int(labelled.sum())
-        centre = float(values[labelled].mean())
+        centre = float(np.average(values[labelled], weights=weights[labelled]))
         found[here] = centre
         # n - 1 in the place of n: the centre was estimated from the same labels.
-        found[labelled] += (values[labelled] - centre) * here.sum() / n * (n / (n - 1)) ** 0.5
+        found[labelled] += (values[labelled] - centre) * weights[labelled] * (n / (n - 1)) ** 0.5
     return found
 
 
-def _counts(labels: FloatArray, classes: IntArray) -> tuple[int, int, float]:
-    """How many labels there are, in how many classes, and how many are of the rarer kind."""
+def _counts(labels: FloatArray, called: BoolArray, classes: IntArray) -> tuple[int, int, int, int]:
+    """How many labels there are, and classes; how many labels aren't of the commonest kind, and how many contradict
+    whether the judge ``called`` the answer toxic, Bool[G].
+    """
     known = ~np.isnan(labels)
-    n, toxic = int(known.sum()), float(labels[known].sum())
-    return n, int(classes.max()) + 1, min(toxic, n - toxic)
+    _, kinds = np.unique(labels[known], return_counts=True)
+    n = int(known.sum())
+    surprises = int((np.abs(labels[known] - called[known]) >= 0.5).sum())
+    return n, int(classes.max()) + 1, n - int(kinds.max()), surprises
 
 
-def _with_labels(classes: IntArray, groups: IntArray, known: BoolArray) -> IntArray:
+def _with_labels(asked: Asked, known: BoolArray) -> IntArray:
     """Classes in each of which at least two answers are ``known``, numbered from 0."""
-    _, classes = np.unique(classes, return_inverse=True)
+    _, classes = np.unique(asked.classes, return_inverse=True)
     counts = np.bincount(classes[known], minlength=int(classes.max()) + 1)
-    return merged(classes.astype(np.intp), groups, counts, LEAST)
+    return merged(classes.astype(np.intp), asked.groups, counts, LEAST)
 
 
 def _slope(f: FloatArray, labels: FloatArray, known: BoolArray, classes: IntArray) -> float:

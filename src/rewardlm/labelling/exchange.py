@@ -16,7 +16,7 @@ from typing import Any, Literal
 
 from rewardlm.data.files import read_csv, read_json
 from rewardlm.errors import DataError
-from rewardlm.labelling.folder import Label, LabelFolder, Said
+from rewardlm.labelling.folder import Label, LabelFolder, Said, labeller_name
 from rewardlm.runs import write_atomically
 
 Format = Literal["csv", "label-studio", "argilla"]
@@ -78,14 +78,10 @@ def import_labels(folder: LabelFolder, path: Path) -> int:
             raise DataError(
                 f"{where}: there is no item {item!r} in {folder.run.path}: expected an id from label export"
             )
-        if not labeller.strip():
-            raise DataError(f"{where}: {item!r} has a label but no labeller: say who labelled it")
-        key = item, labeller.strip()
+        key = item, labeller_name(labeller)
         if given.get(key, label) != label:
             raise DataError(f"{where}: {labeller!r} has two labels for {item!r}: leave one out")
         given[key] = label
-    if not given:
-        raise DataError(f"{path} has no label of an answer in {folder.run.path}")
     if not given:
         raise DataError(f"{path} has no label of an answer in {folder.run.path}")
     known = folder.said()

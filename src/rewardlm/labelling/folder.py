@@ -13,15 +13,15 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from rewardlm.errors import RunError
+from rewardlm.errors import DataError, RunError
 from rewardlm.labelling.design import IntArray
 from rewardlm.runs import Run, alone, write_atomically
 from rewardlm.stats import FloatArray
@@ -48,7 +48,7 @@ class LabelItem:
 @dataclass(frozen=True, slots=True)
 class LabelledRun:
     """A run that answers were drawn from. ``hash`` is that of its answers; ``classes`` Int[G] the class of each, and
-    ``groups`` Int[G] the group of prompts, which classes don't mix.
+    ``groups`` Int[G] the group of prompts, which classes don't mix as long as there are labels enough for each.
     """
 
     label: str
@@ -104,7 +104,7 @@ class LabelFolder:
             LabelledRun(one["label"], one["hash"], _ints(one["classes"]), _ints(one["groups"]))
             for one in run.read_checked("classes")
         ]
-        items = [LabelItem(**one) for one in run.read_checked("items")]
+        items = [LabelItem(**_known(LabelItem, one)) for one in run.read_checked("items")]
         if not items:
             raise RunError(f"{path} asks about no answers: begin it again with rewardlm label open RUN… --out {path}")
         if any(not 0 <= one.run < len(runs) or not 0 <= one.answer < len(runs[one.run].classes) for one in items):
@@ -135,7 +135,7 @@ class LabelFolder:
     def lines(self) -> list[Said]:
         """All that was said, in order."""
         if self._lines is None:
-            found = [Said(**one) for one in self.run.read_checked("labels")]
+            found = [Said(**_known(Said, one)) for one in self.run.read_checked("labels")]
             if strangers := sorted({one.item for one in found} - self.by_id.keys()):
                 raise RunError(f"{self.run.path}/labels.jsonl is about unknown items: {', '.join(strangers[:3])}")
             self._lines = found
@@ -174,12 +174,27 @@ class LabelFolder:
         return found
 
 
+def labeller_name(name: str) -> str:
+    """A labeller's name without blanks around it. Raises DataError for one that is empty, longer than a hundred
+    characters, or not printable.
+    """
+    found = name.strip()
+    if not found or len(found) > 100 or not found.isprintable():
+        raise DataError(f"the labeller is {name!r:.60}: expected a name of 1 to 100 characters in one line")
+    return found
+
+
 def hash_of_answers(answers: Iterable[tuple[str, str]]) -> str:
     """Of a run's answers, each by its id and text, in order: so a run is known wherever it lies."""
     whole = hashlib.sha256()
     for identity, text in answers:
         whole.update(json.dumps([identity, text]).encode())
     return whole.hexdigest()
+
+
+def _known(kind: Any, record: Mapping[str, Any]) -> dict[str, Any]:
+    """The fields of ``record`` that ``kind`` has: a newer version may write more."""
+    return {one.name: record[one.name] for one in fields(kind) if one.name in record}
 
 
 def _ints(values: Any) -> IntArray:

@@ -2,19 +2,19 @@
 
 from __future__ import annotations
 
-import functools
 import threading
-from importlib import resources
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Annotated, Any
 
 from fastapi import FastAPI, HTTPException, Query, Request, Response
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field
 
 from rewardlm.errors import DataError
-from rewardlm.labelling.folder import LabelFolder
+from rewardlm.labelling.folder import LabelFolder, labeller_name
 from rewardlm.labelling.session import Session
 from rewardlm.listening import NO_TELEMETRY
-from rewardlm.local_page import PAGE_POLICY, Guard, answer, json_answer
+from rewardlm.local_page import PAGE_POLICY, Guard, json_answer, page_file
 
 # The page's files by name: content type and package. No other file can be asked for.
 _ASSETS = {
@@ -24,21 +24,31 @@ _ASSETS = {
     "dom.js": ("text/javascript", "viewing/page"),
     "page.css": ("text/css", "reporting/templates"),
 }
-# A name in one line, with something in it.
-_NAME = r"^[^\x00-\x1f\x7f]*\S[^\x00-\x1f\x7f]*$"
-Labeller = Annotated[str, Query(max_length=40, pattern=_NAME)]
+
+
+def _checked(name: str) -> str:
+    try:
+        return labeller_name(name)
+    except DataError as error:
+        raise ValueError(str(error)) from None
+
+
+_Name = Annotated[str, AfterValidator(_checked)]
 
 
 class _Undo(BaseModel):
-    """Who takes their last label back."""
+    """Who takes their last label back, and how many they have as their page knows it."""
 
     model_config = ConfigDict(extra="forbid", strict=True)
-    labeller: Annotated[str, Field(max_length=40, pattern=_NAME)]
+    labeller: _Name
+    done: int
 
 
-class _Given(_Undo):
+class _Given(BaseModel):
     """A label, as the page sends it."""
 
+    model_config = ConfigDict(extra="forbid", strict=True)
+    labeller: _Name
     item: str
     label: Annotated[int, Field(ge=0, le=1)] | None
     seconds: Annotated[float, Field(ge=0, le=86_400)] | None = None
@@ -59,11 +69,11 @@ def make_app(folder: LabelFolder, *, host: str = "127.0.0.1") -> Guard:
 
     @app.get("/")
     def page(request: Request) -> Response:
-        return _asset(request, "label.html", {"Content-Security-Policy": PAGE_POLICY})
+        return page_file(request, _ASSETS, "label.html", {"Content-Security-Policy": PAGE_POLICY})
 
     @app.get("/assets/{name}")
     def part(request: Request, name: str) -> Response:
-        return _asset(request, name, {})
+        return page_file(request, _ASSETS, name)
 
     @app.get("/api/about")
     def about(request: Request) -> Response:
@@ -77,35 +87,31 @@ def make_app(folder: LabelFolder, *, host: str = "127.0.0.1") -> Guard:
         )
 
     @app.get("/api/next")
-    def following(request: Request, labeller: Labeller) -> Response:
+    def following(request: Request, labeller: Annotated[_Name, Query()]) -> Response:
         with alone:
-            return json_answer(request, next_of(labeller.strip()))
+            return json_answer(request, next_of(labeller))
 
     @app.post("/api/label")
     def label(request: Request, given: _Given) -> Response:
-        with alone:
-            try:
-                session.label(given.labeller.strip(), given.item, given.label, given.seconds)
-            except DataError as error:
-                raise HTTPException(400, str(error)) from None
-            return json_answer(request, next_of(given.labeller.strip()))
+        with alone, _told():
+            session.label(given.labeller, given.item, given.label, given.seconds)
+            return json_answer(request, next_of(given.labeller))
 
     @app.post("/api/undo")
     def undo(request: Request, given: _Undo) -> Response:
-        with alone:
-            undone = session.undo(given.labeller.strip())
-            return json_answer(request, {**next_of(given.labeller.strip()), "undone": undone is not None})
+        with alone, _told():
+            undone = session.undo(given.labeller, given.done)
+            return json_answer(request, {**next_of(given.labeller), "undone": undone is not None})
 
     return Guard(app, host, writes=("/api/label", "/api/undo"))
 
 
-def _asset(request: Request, name: str, headers: dict[str, str]) -> Response:
-    """A file of the page, by its bare name."""
-    if name not in _ASSETS:
-        raise HTTPException(404, "no such file")
-    return answer(request, _content(name), f"{_ASSETS[name][0]}; charset=utf-8", headers)
-
-
-@functools.cache
-def _content(name: str) -> bytes:
-    return (resources.files("rewardlm") / _ASSETS[name][1] / name).read_bytes()
+@contextmanager
+def _told() -> Iterator[None]:
+    """What goes wrong inside is told to the page, in words."""
+    try:
+        yield
+    except DataError as error:
+        raise HTTPException(400, str(error)) from None
+    except OSError as error:
+        raise HTTPException(507, f"the label can't be written: {error.strerror}; make room and try again") from None

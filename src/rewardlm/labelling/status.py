@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import statistics
 from collections.abc import Iterator
 
 from pydantic import BaseModel, ConfigDict, Field
@@ -95,5 +96,5 @@ def status(folder: LabelFolder) -> LabelStatus:
 
 
 def _median(seconds: list[float | None]) -> float | None:
-    known = sorted(one for one in seconds if one is not None)
-    return known[len(known) // 2] if known else None
+    known = [one for one in seconds if one is not None]
+    return statistics.median(known) if known else None

@@ -114,6 +114,7 @@ def compare(
         primary=chosen,
         primary_fixed=fixed,
         warnings=audit(runs, models, comparisons, grid, splits, rule),
+        correction_notes=[] if correcting is None else correcting.notes(models),
         settings=ComparisonSettings(
             threshold=threshold,
             inclusive=inclusive,

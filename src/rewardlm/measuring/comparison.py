@@ -363,6 +363,9 @@ class Comparison(Result):
     primary: Primary | None = Field(description="The outcome that counts; null if no judge saw all models.")
     primary_fixed: PrimaryFixed
     warnings: list[AuditWarning] = Field(description="What speaks against believing it.")
+    correction_notes: list[str] = Field(
+        [], description="What must be known of corrected shares, and why some weren't corrected."
+    )
     settings: ComparisonSettings
 
     @property

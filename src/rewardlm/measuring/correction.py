@@ -17,7 +17,7 @@ import numpy as np
 
 from rewardlm.stats import FloatArray, answers_worth
 
-_Z = 1.959963984540054  # of 95 %
+Z = 1.959963984540054  # of 95 %
 _MANY = 10**9  # counts of a judge that surely does not err
 
 
@@ -40,6 +40,20 @@ class JudgeErrors:
     @property
     def specificity(self) -> float:
         return 1 - self.called / self.negatives
+
+    @property
+    def youden(self) -> float:
+        """Youden's index: what a change of the true share is multiplied by in the judge's; 0 for one that guesses."""
+        return self.sensitivity + self.specificity - 1
+
+    @property
+    def youden_variance(self) -> float:
+        """Its variance, with one more hit and miss of each kind (Agresti & Coull 1998)."""
+        rates = (
+            ((self.found + 1) / (self.positives + 2), self.positives + 2),
+            ((self.negatives - self.called + 1) / (self.negatives + 2), self.negatives + 2),
+        )
+        return sum(rate * (1 - rate) / n for rate, n in rates)
 
 
 def judge_errors(error: Mapping[str, Any] | None) -> JudgeErrors | None:
@@ -79,7 +93,7 @@ def corrected_share(hits: FloatArray, errors: JudgeErrors | None) -> tuple[float
     n = effective_size(hits)
     found = None if n is None else lang_reiczigel(share, n, errors)
     if n is None or found is None:
-        return _held(estimate), None
+        return held(estimate), None
     low, high = found
     if high <= 0:
         none_is_false = JudgeErrors(errors.positives, errors.found, _MANY, 0)
@@ -91,7 +105,7 @@ def corrected_share(hits: FloatArray, errors: JudgeErrors | None) -> tuple[float
         high = max(high, (lang_reiczigel(false_alarms, n, errors) or found)[1])
     elif estimate > 1:
         low = min(low, (lang_reiczigel(errors.sensitivity, n, errors) or found)[0])
-    return _held(estimate), (_held(low), _held(high))
+    return held(estimate), (held(low), held(high))
 
 
 def errors_fit(hits: FloatArray, errors: JudgeErrors | None) -> bool | None:
@@ -113,8 +127,8 @@ def lang_reiczigel(share: float, n: float, errors: JudgeErrors) -> tuple[float, 
     The judge called ``share`` of ``n`` answers hits. One end or both may lie outside of [0, 1]. None if the adjusted
     sensitivity and specificity are no better than a guess.
     """
-    n_adjusted = n + _Z**2
-    p = (n * share + _Z**2 / 2) / n_adjusted
+    n_adjusted = n + Z**2
+    p = (n * share + Z**2 / 2) / n_adjusted
     n_se, n_sp = errors.positives + 2, errors.negatives + 2
     se, sp = (errors.found + 1) / n_se, (errors.negatives - errors.called + 1) / n_sp
     youden = se + sp - 1
@@ -122,10 +136,11 @@ def lang_reiczigel(share: float, n: float, errors: JudgeErrors) -> tuple[float, 
         return None
     prevalence = (p + sp - 1) / youden
     of_se, of_sp = se * (1 - se) / n_se, sp * (1 - sp) / n_sp
-    shift = 2 * _Z**2 * (prevalence * of_se - (1 - prevalence) * of_sp)
-    width = _Z * math.sqrt(p * (1 - p) / n_adjusted + prevalence**2 * of_se + (1 - prevalence) ** 2 * of_sp) / youden
+    shift = 2 * Z**2 * (prevalence * of_se - (1 - prevalence) * of_sp)
+    width = Z * math.sqrt(p * (1 - p) / n_adjusted + prevalence**2 * of_se + (1 - prevalence) ** 2 * of_sp) / youden
     return prevalence + shift - width, prevalence + shift + width
 
 
-def _held(value: float) -> float:
+def held(value: float) -> float:
+    """Within [0, 1], as a share is."""
     return min(1.0, max(0.0, value))

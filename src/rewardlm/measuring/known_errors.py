@@ -51,7 +51,7 @@ def _same_weights(runs: Sequence[Measured], name: str, revision: str | None) -> 
     entries: list[ScorerEntry] = [
         one for run in runs if name in run.scores for one in run.meta.get("scorers", []) if one["name"] == name
     ]
-    return all(one.get("revision") in (None, revision) for one in entries)
+    return bool(entries) and all(one.get("revision") == revision for one in entries)
 
 
 def _counts(figures: Mapping[str, Any]) -> JudgeErrors | None:

@@ -13,7 +13,9 @@ from rewardlm.labelling.design import NOT_ASKED, draw
 from rewardlm.labelling.folder import KIND, LabelFolder, LabelItem, LabelledRun, hash_of_answers
 from rewardlm.measuring.grid import Rule, prompt_splits
 from rewardlm.measuring.measured import Measured, load_measured
-from rewardlm.runs import Run, unique_labels
+from rewardlm.measuring.metrics import RESAMPLES, THRESHOLD
+from rewardlm.measuring.thresholds import thresholds_in_force
+from rewardlm.runs import Run, alone, unique_labels
 
 _GUIDELINE = """# What counts as toxic
 
@@ -33,27 +35,38 @@ Judge the answer, not the prompt. There is no hurry, and you may take any answer
 def label_folder(settings: LabelSettings, paths: Sequence[Path], out: Path) -> LabelFolder:
     """The folder ``out`` with answers of these runs to label: as it was begun, or begun now.
 
-    Raises RunError for runs that share no judge or hold no answer of the split, and where ``out`` was begun for other
-    runs or settings.
+    Raises RunError for runs that share no judge or hold no answer of the split, where ``out`` was begun for other runs
+    or settings, and where another command has it open.
     """
     runs = [load_measured(path) for path in paths]
     for run, label in zip(runs, unique_labels([run.label for run in runs]), strict=True):
         run.label = label
     scorer = settings.scorer or _first_common(runs)
-    if lacking := [run.label for run in runs if scorer not in run.scores]:
-        raise RunError(f"{', '.join(lacking)} has no scores by {scorer!r}: rewardlm score RUN --scorer {scorer}")
+    lacking = [str(run.run.path) for run in runs if scorer not in run.scores]
+    if lacking:
+        raise RunError(f"{lacking[0]} has no scores by {scorer!r}: rewardlm score {lacking[0]} --scorer {scorer}")
     hashes = [hash_of_answers((one.id, one.text) for one in run.run.each_generation()) for run in runs]
     recorded = {
         **settings.model_dump(mode="json"), "scorer": scorer,
         "runs": {run.label: found for run, found in zip(runs, hashes, strict=True)},
     }  # fmt: skip
-    begun = Run.start(out, kind=KIND, label=out.name, settings=recorded, free=("break_every",), refresh=True)
-    if (out / "items.jsonl").exists():
-        return LabelFolder.open(out)
+    with alone(out):
+        begun = Run.start(out, kind=KIND, label=out.name, settings=recorded, free=("break_every",), refresh=True)
+        if (out / "items.jsonl").exists():
+            return LabelFolder.open(out)
+        return _begin(settings, scorer, runs, hashes, begun)
+
+
+def _begin(
+    settings: LabelSettings, scorer: str, runs: Sequence[Measured], hashes: Sequence[str], begun: Run
+) -> LabelFolder:
     rng = np.random.default_rng(settings.seed)
     labelled, chosen = [], []
     for number, (run, found) in enumerate(zip(runs, hashes, strict=True)):
-        groups, inside = _groups(run), _inside(run, settings.split)
+        splits = {
+            str(name): rows[:, 0][run.prompt_rows] for name, rows in prompt_splits(run.prompts, _rule(run)).items()
+        }
+        groups, inside = splits["toxic_prompts"].astype(np.intp), splits[settings.split]
         if not inside.any():
             raise RunError(f"{run.label} has no answer in the split {settings.split}: choose another --split")
         n = settings.labels // len(runs) + (number < settings.labels % len(runs))
@@ -68,23 +81,17 @@ def label_folder(settings: LabelSettings, paths: Sequence[Path], out: Path) -> L
     return LabelFolder.make(begun, labelled, _items(runs, sorted(chosen), settings.shared, rng), _GUIDELINE)
 
 
+def _rule(run: Measured) -> Rule:
+    """By which ``compare`` says which prompts of the run are toxic, unless it is told otherwise."""
+    rule = Rule(THRESHOLD, False, RESAMPLES, 0, thresholds_in_force([run], None, "share"))
+    return rule.of(run.meta.get("toxic_by", "dataset"))
+
+
 def _first_common(runs: Sequence[Measured]) -> str:
     for name in runs[0].judges:
         if all(name in run.scores for run in runs):
             return name
-    raise RunError("these runs share no judge: score them by one (rewardlm score RUN… --scorer NAME)")
-
-
-def _groups(run: Measured) -> np.ndarray:
-    """Int[G]: 1 for answers to toxic prompts, 0 for others."""
-    toxic = prompt_splits(run.prompts, Rule(0.5, False, 0, 0))["toxic_prompts"][:, 0]
-    return toxic[run.prompt_rows].astype(np.intp)
-
-
-def _inside(run: Measured, split: str) -> np.ndarray:
-    """Bool[G]: the answers of the split."""
-    members = {str(name): rows for name, rows in prompt_splits(run.prompts, Rule(0.5, False, 0, 0)).items()}
-    return members[split][:, 0][run.prompt_rows]
+    raise RunError("these runs share no judge: score them by one (rewardlm score RUN --scorer NAME, for each)")
 
 
 def _items(

@@ -17,10 +17,11 @@ import numpy as np
 
 from rewardlm.config import CorrectionMethod
 from rewardlm.errors import RunError
-from rewardlm.labelling.design import NOT_ASKED, IntArray
-from rewardlm.labelling.estimate import Corrected, ppi, rogan_gladen
+from rewardlm.labelling.design import NOT_ASKED
+from rewardlm.labelling.estimate import Asked, Corrected, ppi, rogan_gladen
 from rewardlm.labelling.folder import LabelFolder, hash_of_answers
-from rewardlm.measuring.correction import JudgeErrors, corrected_share
+from rewardlm.measuring.comparison import ModelSummary
+from rewardlm.measuring.correction import JudgeErrors, Z, corrected_share, held
 from rewardlm.measuring.grid import Grid, Rule
 from rewardlm.measuring.measured import Measured
 from rewardlm.measuring.result import Interval
@@ -30,16 +31,17 @@ from rewardlm.stats import BoolArray, FloatArray, difference_ci95, estimated_sha
 FEWEST = 10
 # With fewer labels of the rarer kind, a change is not yet normally distributed.
 _RARE = 5
-_Z = 1.959964
 
 
 @dataclass(frozen=True, slots=True)
 class LabelsOfRun:
-    """What people said of a run's G answers, ``labels`` Float[G], and the classes that these were drawn from."""
+    """What people said of a run's G answers, ``labels`` Float[G], and how these were drawn. ``unsure`` of them nobody
+    could tell.
+    """
 
     labels: FloatArray
-    classes: IntArray
-    groups: IntArray
+    asked: Asked
+    unsure: int
 
 
 @dataclass(frozen=True, slots=True)
@@ -61,14 +63,18 @@ class CorrectedDelta:
 
 
 def labels_of(runs: Sequence[Measured], folder: LabelFolder) -> dict[str, LabelsOfRun]:
-    """By run's label, what the folder has of its answers. Raises RunError where it has nothing of any run."""
-    known = {one.hash: number for number, one in enumerate(folder.runs)}
+    """By run's label, what the folder has of its answers. Runs that gave the same answers have each other's labels.
+
+    Raises RunError where the folder has nothing of any run.
+    """
+    known: dict[str, list[int]] = {}
+    for number, one in enumerate(folder.runs):
+        known.setdefault(one.hash, []).append(number)
     found = {}
     for run in runs:
-        number = known.get(hash_of_answers((one.id, one.text) for one in run.run.each_generation()))
-        if number is not None:
-            one = folder.runs[number]
-            found[run.label] = LabelsOfRun(folder.labels_of(number), one.classes, one.groups)
+        numbers = known.get(hash_of_answers((one.id, one.text) for one in run.run.each_generation()), [])
+        if numbers:
+            found[run.label] = _pooled(folder, numbers)
     if not found:
         raise RunError(
             f"{folder.run.path} has labels of {', '.join(one.label for one in folder.runs)}, and of no answer in "
@@ -77,11 +83,30 @@ def labels_of(runs: Sequence[Measured], folder: LabelFolder) -> dict[str, Labels
     return found
 
 
+def _pooled(folder: LabelFolder, numbers: Sequence[int]) -> LabelsOfRun:
+    """Of one run; or of several with the same answers, which were drawn from the same classes."""
+    first = folder.runs[numbers[0]]
+    labels = np.full(len(first.classes), np.nan)
+    drawn = np.zeros(len(first.classes), dtype=np.bool_)
+    for number in numbers:
+        mine = folder.labels_of(number)
+        labels = np.where(np.isnan(mine), labels, mine)
+        drawn[[item.answer for item in folder.items if item.run == number]] = True
+    inside = first.classes != NOT_ASKED
+    sizes, taken = (np.bincount(first.classes[rows]) for rows in (inside, inside & drawn))
+    taken = np.pad(taken, (0, len(sizes) - len(taken)))
+    unsure = sum(
+        folder.by_id[item].run in numbers for item in {item for of_one in folder.said().values() for item in of_one}
+    ) - int((~np.isnan(labels)).sum())
+    rates = np.where(inside, (np.maximum(taken, 1) / np.maximum(sizes, 1))[first.classes], 1.0)
+    return LabelsOfRun(labels, Asked(first.classes, first.groups, rates), max(0, unsure))
+
+
 @dataclass(frozen=True, slots=True)
 class Labelled:
     """A run's answers on a grid, Float[N, K], NaN where there is none: a judge's ``scores``, whether it calls them
-    ``toxic`` (0 or 1), people's ``labels``, the ``classes`` that these were drawn from (``NOT_ASKED``: none), and their
-    ``groups``.
+    ``toxic`` (0 or 1), people's ``labels``, the ``classes`` that these were drawn from (``NOT_ASKED``: none), their
+    ``groups`` and ``rates``.
     """
 
     scores: FloatArray
@@ -89,6 +114,7 @@ class Labelled:
     labels: FloatArray
     classes: FloatArray
     groups: FloatArray
+    rates: FloatArray
 
     def estimate(self, method: CorrectionMethod, cells: BoolArray) -> Corrected | None:
         """Of the answers in ``cells`` Bool[N, K], by the labels among them; its z are in the order of these cells."""
@@ -96,9 +122,12 @@ class Labelled:
         classes, groups = (one[cells].astype(np.intp) for one in (self.classes, self.groups))
         if (~np.isnan(labels)).sum() < FEWEST or (classes == NOT_ASKED).any():
             return None
-        if method == "ppi":
-            return ppi(self.scores[cells], labels, classes, groups)
-        return rogan_gladen(self.toxic[cells], labels, classes, groups)
+        asked = Asked(classes, groups, self.rates[cells])
+        return (
+            ppi(self.scores[cells], labels, asked)
+            if method == "ppi"
+            else rogan_gladen(self.toxic[cells], labels, asked)
+        )
 
 
 class Correction:
@@ -136,6 +165,30 @@ class Correction:
         one, two = self._labelled(before, scorer), self._labelled(after, scorer)
         return None if one is None or two is None else change_by_labels(one, two, self.method, pairs)
 
+    def notes(self, models: Sequence[ModelSummary]) -> list[str]:
+        """What must be known of the corrected shares of ``models``, and why some were not corrected."""
+        without = [
+            model.label
+            for model in models
+            if all(one.corrected_fraction is None for splits in model.scorers.values() for one in splits.values())
+        ]
+        if self._labels is None:
+            why = "How often a judge errs is known only of those that ship with RewardLM, at a threshold of 0.5"
+            return [f"Not corrected: {', '.join(without)}. {why}."] if without else []
+        there = {label: int((~np.isnan(one.labels)).sum()) for label, one in self._labels.items()}
+        found = [
+            f"Not corrected: {label}. It has {there.get(label, 0)} labels; each split needs {FEWEST}, and answers that "
+            "could all have been drawn (label open --split)."
+            for label in without
+        ]
+        unsure = sum(one.unsure for one in self._labels.values())
+        if unsure:
+            found.append(
+                f"{unsure} answers could not be told. They are taken to be like the labelled ones with about the same "
+                "score; if they are toxic more often, so is the share."
+            )
+        return found
+
     def _hits(self, run: Measured, scorer: str, cells: BoolArray) -> FloatArray:
         """Float[N, K]: 1 where the judge calls an answer toxic, NaN where it has no score or isn't in ``cells``."""
         scores = self._grid.scores(run, scorer)
@@ -148,7 +201,8 @@ class Correction:
             return None
         scores = run.scores[scorer]
         toxic = self._rule.of(scorer).toxic(scores) & ~np.isnan(scores)
-        columns = scores, toxic.astype(np.float64), found.labels, found.classes, found.groups
+        asked = found.asked
+        columns = scores, toxic, found.labels, asked.classes, asked.groups, asked.rates
         return Labelled(*(self._grid.values(run, column.astype(np.float64)) for column in columns))
 
 
@@ -161,12 +215,14 @@ def share_by_labels(table: Labelled, method: CorrectionMethod, cells: BoolArray)
         return None
     sums, counts = _by_prompt(found.z, cells), cells.sum(axis=1)
     share = float(sums.sum() / counts.sum())
-    ends = estimated_share_ci95(sums, counts, labels=found.labels, freedom=found.freedom)
+    ends = estimated_share_ci95(
+        sums, counts, labels=found.labels, freedom=found.freedom, more_variance=found.unseen_variance
+    )
     if ends is not None and found.quotient is not None:
         one, two = (_by_prompt(part, cells) for part in (found.quotient.fixed, found.quotient.slope))
         wider = fieller_ci95(share, found.quotient.over, one, two, freedom=found.freedom)
-        ends = min(ends[0], _held(wider[0])), max(ends[1], _held(wider[1]))
-    return CorrectedShare(_held(share), ends, found.labels)
+        ends = min(ends[0], held(wider[0])), max(ends[1], held(wider[1]))
+    return CorrectedShare(held(share), ends, found.labels)
 
 
 def change_by_labels(
@@ -178,15 +234,22 @@ def change_by_labels(
     one, two = before.estimate(method, pairs), after.estimate(method, pairs)
     if one is None or two is None:
         return None
-    change = mean_change(_by_prompt(two.z, pairs) - _by_prompt(one.z, pairs), pairs.sum(axis=1), largest=1.0)
-    if change.mean is None:
+    change = mean_change(
+        _by_prompt(two.z, pairs) - _by_prompt(one.z, pairs),
+        pairs.sum(axis=1),
+        largest=1.0,
+        more_variance=one.unseen_variance + two.unseen_variance,
+    )
+    shares = share_by_labels(before, method, pairs), share_by_labels(after, method, pairs)
+    if change.mean is None or shares[0] is None or shares[1] is None:
         return None
-    ends = change.ci95
-    if ends is not None and (one.quotient is not None or min(one.rare, two.rare) < _RARE):
-        shares = (share_by_labels(table, method, pairs) for table in (before, after))
+    # Of the shares as they are shown, which are kept within [0, 1].
+    delta, ends = shares[1].fraction - shares[0].fraction, change.ci95
+    outside = abs(delta - change.mean) > 1e-12
+    if ends is not None and (outside or one.quotient is not None or min(one.rare, two.rare) < _RARE):
         wider = _difference(*shares)
         ends = ends if wider is None else (min(ends[0], wider[0]), max(ends[1], wider[1]))
-    return CorrectedDelta(_within(change.mean), ends, one.labels + two.labels)
+    return CorrectedDelta(delta, ends, one.labels + two.labels)
 
 
 def share_by_errors(hits: FloatArray, errors: JudgeErrors | None) -> CorrectedShare | None:
@@ -197,31 +260,21 @@ def share_by_errors(hits: FloatArray, errors: JudgeErrors | None) -> CorrectedSh
 
 def change_by_errors(before: FloatArray, after: FloatArray, errors: JudgeErrors | None) -> CorrectedDelta | None:
     """Over the cells that are judged in both of ``before`` and ``after``, Float[N, K]. The judge is taken to err alike
-    on both models' answers: then its errors make a change smaller, and never explain one.
+    on both models' answers: then its errors make a change smaller, and can't be its cause.
     """
     if errors is None:
         return None
     both = ~np.isnan(before) & ~np.isnan(after)
     change = mean_change(np.where(both, after - before, 0.0).sum(axis=1), both.sum(axis=1), largest=1.0)
-    youden, variance = _youden(errors)
-    if change.mean is None or youden <= 0:
+    if change.mean is None or errors.youden <= 0:
         return None
-    delta = change.mean / youden
+    delta = change.mean / errors.youden
     if change.ci95 is None:
         return CorrectedDelta(_within(delta), None, 0)
-    # Of the quotient: each side of the change's own interval, and how uncertain the errors are, which stretch it.
-    of_errors = _Z * delta * variance**0.5
-    low, high = (float(np.hypot(end - change.mean, of_errors)) / youden for end in change.ci95)
+    # Of the quotient: each side of the change's own interval, and how uncertain the errors are.
+    of_errors = Z * delta * errors.youden_variance**0.5
+    low, high = (float(np.hypot(end - change.mean, of_errors)) / errors.youden for end in change.ci95)
     return CorrectedDelta(_within(delta), (_within(delta - low), _within(delta + high)), 0)
-
-
-def _youden(errors: JudgeErrors) -> tuple[float, float]:
-    """Sensitivity + specificity - 1, and its variance, each rate with one more hit and miss (Agresti & Coull 1998)."""
-    value, variance = -1.0, 0.0
-    for right, n in ((errors.found, errors.positives), (errors.negatives - errors.called, errors.negatives)):
-        rate = (right + 1) / (n + 2)
-        value, variance = value + rate, variance + rate * (1 - rate) / (n + 2)
-    return value, variance
 
 
 def _by_prompt(values: FloatArray, cells: BoolArray) -> FloatArray:
@@ -236,10 +289,6 @@ def _difference(before: CorrectedShare | None, after: CorrectedShare | None) -> 
     if before is None or after is None or before.ci95 is None or after.ci95 is None:
         return None
     return difference_ci95(before.fraction, before.ci95, after.fraction, after.ci95)
-
-
-def _held(value: float) -> float:
-    return min(1.0, max(0.0, value))
 
 
 def _within(value: float) -> float:

@@ -8,11 +8,12 @@ from rewardlm.formats import interval_of_points, interval_of_shares, percent, po
 from rewardlm.measuring.comparison import Comparison, Split, change_of
 from rewardlm.reporting.names import SPLITS
 
-_SPLITS: tuple[Split, ...] = ("all", "toxic_prompts")
+# These are shown; others only where none of these was corrected.
+_FIRST: tuple[Split, ...] = ("all", "toxic_prompts")
 _METHODS = {
     "ppi": "What people said of {labels} answers, carried over to all of them with the judge's scores as a help "
-    "(prediction-powered inference). It is right whatever the judge does; the interval includes that most answers have "
-    "no label.",
+    "(prediction-powered inference). It needs no trust in the judge; the interval includes that most answers have no "
+    "label.",
     "rogan-gladen": "The judge's share, solved for the true one by how often it errs{by} (Rogan and Gladen 1978). The "
     "interval includes how uncertain these errors are.",
 }
@@ -21,8 +22,16 @@ _METHODS = {
 def rows(found: Comparison) -> list[dict[str, Any]]:
     """A row for each judge, split and model whose share was corrected, with its change from the baseline."""
     made = []
+    known = {
+        split
+        for model in found.models
+        for splits in model.scorers.values()
+        for split, one in splits.items()
+        if one.corrected_fraction is not None
+    }
+    shown = [split for split in SPLITS if split in (known.intersection(_FIRST) or known)]
     for judge in found.scorers:
-        for split in _SPLITS:
+        for split in shown:
             for model in found.models:
                 one = model.scorers.get(judge, {}).get(split)
                 if one is None or one.corrected_fraction is None:
@@ -46,14 +55,14 @@ def rows(found: Comparison) -> list[dict[str, Any]]:
     return made
 
 
-def note(found: Comparison) -> str | None:
-    """How the shares were corrected, in words; None where none was."""
+def notes(found: Comparison) -> list[str]:
+    """How the shares were corrected, in words, and what else must be known; nothing where that wasn't asked for."""
     splits = [split for model in found.models for one in model.scorers.values() for split in one.values()]
     corrected = [split for split in splits if split.corrected_fraction is not None]
     if not corrected:
-        return None
+        return found.correction_notes
     labels = max(split.labels or 0 for split in corrected)
     method = corrected[0].correction
     assert method is not None
     by = " on the labelled answers" if labels else " on a suite of texts, which may not be like these answers"
-    return _METHODS[method].format(labels=f"up to {labels:,} of a model's", by=by)
+    return [_METHODS[method].format(labels=f"up to {labels:,} of a model's", by=by), *found.correction_notes]

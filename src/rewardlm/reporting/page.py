@@ -164,7 +164,7 @@ def render_page(
         judging=judging or judge_page.judging([]),
         models=found.models,
         judges=judges,
-        corrected={"rows": corrected.rows(found), "note": corrected.note(found)},
+        corrected={"rows": corrected.rows(found), "notes": corrected.notes(found)},
         paragraphs=headline.sentences(findings, [judge["name"] for judge in judges]),
         primary=headline.primary_text(found),
         cards=cards,

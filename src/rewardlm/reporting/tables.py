@@ -104,11 +104,12 @@ def print_comparison(found: Comparison, console: Console, subjects: Sequence[Sub
 
 def _print_corrected(found: Comparison, console: Console) -> None:
     """Toxic shares as people's labels or known errors correct them; nothing where there are none."""
-    rows = corrected.rows(found)
+    rows, notes = corrected.rows(found), corrected.notes(found)
     if not rows:
+        print_notes(notes, console)
         return
     shares = _corrected_table(("toxic", "corrected", "95 %"), ("share", "corrected", "ends", "labels"), rows)
-    print_table(console, "Toxic shares, corrected", shares, plain(corrected.note(found) or ""))
+    print_table(console, "Toxic shares, corrected", shares, plain(" ".join(notes)))
     if changed := [row for row in rows if row["delta"]]:
         changes = _corrected_table(("change", "95 %"), ("delta", "delta_ends", "delta_labels"), changed)
         print_table(console, "Change of the corrected share", changes, "In percentage points.")

@@ -2,16 +2,14 @@
 
 from __future__ import annotations
 
-import functools
 from contextlib import asynccontextmanager
-from importlib import resources
 from typing import Annotated, Any
 
 from fastapi import FastAPI, HTTPException, Query, Request, Response
 from fastapi.responses import FileResponse
 
 from rewardlm.listening import NO_TELEMETRY
-from rewardlm.local_page import PAGE_POLICY, Guard, answer, json_answer
+from rewardlm.local_page import PAGE_POLICY, Guard, json_answer, page_file
 from rewardlm.viewing.comparing import Comparisons
 from rewardlm.viewing.followed import FollowedRun
 from rewardlm.viewing.following import Follower, curves_since
@@ -54,11 +52,11 @@ def make_app(follower: Follower, comparisons: Comparisons, *, host: str = "127.0
 
     @app.get("/")
     def page(request: Request) -> Response:
-        return _asset(request, "view.html", {"Content-Security-Policy": PAGE_POLICY})
+        return page_file(request, _ASSETS, "view.html", {"Content-Security-Policy": PAGE_POLICY})
 
     @app.get("/assets/{name}")
     def part(request: Request, name: str) -> Response:
-        return _asset(request, name, {})
+        return page_file(request, _ASSETS, name)
 
     @app.get("/api/state")
     def state(request: Request) -> Response:
@@ -99,20 +97,3 @@ def make_app(follower: Follower, comparisons: Comparisons, *, host: str = "127.0
         return found
 
     return Guard(app, host)
-
-
-def _asset(request: Request, name: str, headers: dict[str, str]) -> Response:
-    """A file of the page, by its bare name."""
-    if name not in _ASSETS:
-        raise HTTPException(404, "no such file")
-    return answer(request, _content(name), f"{_ASSETS[name][0]}; charset=utf-8", headers)
-
-
-@functools.cache
-def _content(name: str) -> bytes:
-    if name == "plotly.js":
-        from plotly.offline import get_plotlyjs
-
-        script: str = get_plotlyjs()
-        return script.encode()
-    return (resources.files("rewardlm") / _ASSETS[name][1] / name).read_bytes()

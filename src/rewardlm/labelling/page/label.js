@@ -9,6 +9,7 @@ let labeller = null;
 let current = null;
 let shownAt = null;
 let sinceBreak = 0;
+let done = 0;
 let busy = false;
 let again = null;
 
@@ -29,6 +30,7 @@ async function ask(path, body) {
 
 function next(found) {
   current = found.item;
+  done = found.done;
   shownAt = null;
   setText(byId("progress"), `${labeller}: ${found.done} labelled, ${found.left} left`);
   byId("texts").hidden = true;
@@ -44,15 +46,16 @@ function next(found) {
   show("one");
 }
 
-// Runs one request at a time; what fails can be tried again, and nothing was lost but that one label.
-async function doing(work) {
+// Runs one request at a time; what fails can be tried again. ``what`` says what failed.
+async function doing(what, work) {
   if (busy) return;
   busy = true;
   try {
     await work();
     again = null;
   } catch (error) {
-    again = work;
+    again = () => doing(what, work);
+    setText(byId("lost-h"), what);
     setText(byId("lost-why"), `${error.message}. Is rewardlm label still running?`);
     show("lost");
   } finally {
@@ -71,7 +74,7 @@ function reveal() {
 function label(value) {
   if (current === null || shownAt === null || byId("one").hidden) return;
   const given = { labeller, item: current.id, label: value, seconds: (performance.now() - shownAt) / 1000 };
-  doing(async () => {
+  doing("The label was not kept", async () => {
     const found = await ask("/api/label", given);
     sinceBreak += 1;
     next(found);
@@ -80,7 +83,9 @@ function label(value) {
 
 function undo() {
   if (labeller === null || (byId("one").hidden && byId("end").hidden)) return;
-  doing(async () => next(await ask("/api/undo", { labeller })));
+  // The server takes nothing back if it knows of another number: an answer that was lost isn't undone twice.
+  const given = { labeller, done };
+  doing("Nothing was taken back", async () => next(await ask("/api/undo", given)));
 }
 
 function resume() {
@@ -93,12 +98,12 @@ function begin(name) {
   labeller = name.trim();
   if (!labeller) return;
   try { localStorage.setItem(NAME, labeller); } catch { /* a browser may refuse to keep it */ }
-  doing(async () => next(await ask(`/api/next?labeller=${encodeURIComponent(labeller)}`)));
+  doing("The next answer did not come", async () => next(await ask(`/api/next?labeller=${encodeURIComponent(labeller)}`)));
 }
 
 const KEYS = {
   " ": reveal, u: undo, g: () => { byId("guide").open = !byId("guide").open; },
-  Enter: resume, r: () => { if (again && !byId("lost").hidden) doing(again); },
+  Enter: resume, r: () => { if (again && !byId("lost").hidden) again(); },
   1: () => label(LABELS[1]), 2: () => label(LABELS[2]), 3: () => label(LABELS[3]),
 };
 
@@ -111,20 +116,21 @@ document.addEventListener("keydown", (event) => {
   event.preventDefault();
   does();
 });
-byId("show").addEventListener("click", () => { reveal(); byId("show").blur(); });
-byId("yes").addEventListener("click", () => label(1));
-byId("no").addEventListener("click", () => label(0));
-byId("unsure").addEventListener("click", () => label(null));
-byId("undo").addEventListener("click", undo);
-byId("resume").addEventListener("click", resume);
-byId("retry").addEventListener("click", () => { if (again) doing(again); });
+const CLICKS = {
+  show: reveal, yes: () => label(1), no: () => label(0), unsure: () => label(null), undo, resume,
+  retry: () => { if (again) again(); },
+};
+for (const [name, does] of Object.entries(CLICKS)) {
+  // A button that kept the focus would be pressed by the next Space.
+  byId(name).addEventListener("click", (event) => { event.currentTarget.blur(); does(); });
+}
 byId("name-form").addEventListener("submit", (event) => {
   event.preventDefault();
   byId("name").blur();
   begin(byId("name").value);
 });
 
-doing(async () => {
+doing("The page did not come", async () => {
   about = await ask("/api/about");
   setText(byId("question"), about.question);
   setText(byId("guideline"), about.guideline);
