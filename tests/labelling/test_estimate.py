@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from rewardlm.labelling.design import draw
-from rewardlm.labelling.estimate import Asked, ppi, rogan_gladen
+from rewardlm.labelling.estimate import SamplingDesign, ppi, rogan_gladen
 from rewardlm.stats import FloatArray
 
 
@@ -22,11 +22,11 @@ def labelled(truth: FloatArray, scores: FloatArray, n: int, seed: int, classes: 
     labels = np.full(len(truth), np.nan)
     labels[sample.rows] = truth[sample.rows]
     rates = np.bincount(sample.strata[sample.rows]) / np.bincount(sample.strata)
-    return labels, sample.strata, Asked(sample.strata, of, rates[sample.strata])
+    return labels, sample.strata, SamplingDesign(sample.strata, of, rates[sample.strata])
 
 
-def evenly(strata: np.ndarray) -> Asked:
-    return Asked(strata, np.zeros(len(strata), dtype=np.intp), np.ones(len(strata)))
+def evenly(strata: np.ndarray) -> SamplingDesign:
+    return SamplingDesign(strata, np.zeros(len(strata), dtype=np.intp), np.ones(len(strata)))
 
 
 def test_ppi_is_the_regression_estimator_of_a_stratified_sample() -> None:
@@ -119,7 +119,7 @@ def test_a_class_that_was_merged_counts_by_the_rates_at_which_it_was_drawn() -> 
     labels = np.full(200, np.nan)
     labels[:40], labels[100] = 1, 0
     strata = np.repeat([0, 1], 100)
-    asked = Asked(strata, np.zeros(200, dtype=np.intp), np.where(strata == 0, 0.5, 0.05))
+    asked = SamplingDesign(strata, np.zeros(200, dtype=np.intp), np.where(strata == 0, 0.5, 0.05))
     found = ppi(np.full(200, np.nan), labels, asked)
     assert found is not None
     assert found.classes == 1

@@ -65,7 +65,7 @@ class Corrected:
 
 
 @dataclass(frozen=True, slots=True)
-class Asked:
+class SamplingDesign:
     """How G answers were drawn: the class of each, ``classes`` Int[G], the group that classes don't mix as far as there
     are labels for each, ``groups`` Int[G], and the share of its class that was to be labelled, ``rates`` Float[G].
     """
@@ -75,7 +75,7 @@ class Asked:
     rates: FloatArray
 
 
-def ppi(scores: FloatArray, labels: FloatArray, asked: Asked) -> Corrected | None:
+def ppi(scores: FloatArray, labels: FloatArray, asked: SamplingDesign) -> Corrected | None:
     """By ``labels`` Float[G], from 0 to 1 (toxic), NaN where there is none. ``scores`` Float[G] are any judge's, NaN
     where unscored.
 
@@ -94,7 +94,7 @@ def ppi(scores: FloatArray, labels: FloatArray, asked: Asked) -> Corrected | Non
     return Corrected(z, *_counts(labels, f > 0.5, classes))
 
 
-def rogan_gladen(toxic: FloatArray, labels: FloatArray, asked: Asked) -> Corrected | None:
+def rogan_gladen(toxic: FloatArray, labels: FloatArray, asked: SamplingDesign) -> Corrected | None:
     """The judge's share, solved for the true one by how often it errs on the labels; arguments as of ``ppi``, but for
     ``toxic`` Float[G], 1 where the judge calls an answer toxic.
 
@@ -165,7 +165,7 @@ def _counts(labels: FloatArray, called: BoolArray, classes: IntArray) -> tuple[i
     return n, int(classes.max()) + 1, n - int(kinds.max()), surprises
 
 
-def _with_labels(asked: Asked, known: BoolArray) -> IntArray:
+def _with_labels(asked: SamplingDesign, known: BoolArray) -> IntArray:
     """Classes in each of which at least two answers are ``known``, numbered from 0."""
     _, classes = np.unique(asked.classes, return_inverse=True)
     counts = np.bincount(classes[known], minlength=int(classes.max()) + 1)

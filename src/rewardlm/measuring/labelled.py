@@ -18,7 +18,7 @@ import numpy as np
 from rewardlm.config import CorrectionMethod
 from rewardlm.errors import RunError
 from rewardlm.labelling.design import NOT_ASKED
-from rewardlm.labelling.estimate import Asked, Corrected, ppi, rogan_gladen
+from rewardlm.labelling.estimate import Corrected, SamplingDesign, ppi, rogan_gladen
 from rewardlm.labelling.folder import LabelFolder, hash_of_answers
 from rewardlm.measuring.comparison import ModelSummary
 from rewardlm.measuring.correction import JudgeErrors, Z, corrected_share, held
@@ -40,7 +40,7 @@ class LabelsOfRun:
     """
 
     labels: FloatArray
-    asked: Asked
+    asked: SamplingDesign
     unsure: int
 
 
@@ -99,7 +99,7 @@ def _pooled(folder: LabelFolder, numbers: Sequence[int]) -> LabelsOfRun:
         folder.by_id[item].run in numbers for item in {item for of_one in folder.said().values() for item in of_one}
     ) - int((~np.isnan(labels)).sum())
     rates = np.where(inside, (np.maximum(taken, 1) / np.maximum(sizes, 1))[first.classes], 1.0)
-    return LabelsOfRun(labels, Asked(first.classes, first.groups, rates), max(0, unsure))
+    return LabelsOfRun(labels, SamplingDesign(first.classes, first.groups, rates), max(0, unsure))
 
 
 @dataclass(frozen=True, slots=True)
@@ -122,7 +122,7 @@ class Labelled:
         classes, groups = (one[cells].astype(np.intp) for one in (self.classes, self.groups))
         if (~np.isnan(labels)).sum() < FEWEST or (classes == NOT_ASKED).any():
             return None
-        asked = Asked(classes, groups, self.rates[cells])
+        asked = SamplingDesign(classes, groups, self.rates[cells])
         return (
             ppi(self.scores[cells], labels, asked)
             if method == "ppi"
