@@ -202,7 +202,7 @@ test: setup
 
 # That RL ends near the best policy, for thirteen more settings than make test tries. Ten minutes on one core.
 prove-policy: setup
-	REWARDLM_PROVE=1 $(PYTEST) tests/training/test_known_best_policy.py
+	REWARDLM_PROVE=1 $(PYTEST) tests/training/test_known_best_policy.py tests/training/test_against_trl.py
 
 # How often intervals that are corrected by people's labels hold the truth. An hour on one core.
 prove-labels: setup

@@ -85,8 +85,9 @@ sys.modules.update(dict.fromkeys({modules!r}))
 import rewardlm
 for module in pkgutil.walk_packages(rewardlm.__path__, "rewardlm."):
     # What is nothing without its extra is imported by one command alone, which names it.
-    of_serving = module.name.startswith("rewardlm.serving.")
-    if not of_serving and module.name not in ("rewardlm.__main__", "rewardlm.viewing.server", "rewardlm.viewing.serve"):
+    pages = [f"rewardlm.{{room}}.{{name}}" for room in ("viewing", "labelling") for name in ("server", "serve")]
+    left_out = ["rewardlm.__main__", "rewardlm.local_page", *pages]
+    if not module.name.startswith("rewardlm.serving.") and module.name not in left_out:
         importlib.import_module(module.name)
 import torch
 from rewardlm.cli.judge import serve

@@ -82,6 +82,8 @@ def test_doctor_says_it_as_json():
         capture_output=True, text=True, timeout=600,
     )  # fmt: skip
     assert done.returncode == 0, done.stderr
+    # Nothing but our own progress: no library's advice (tests/cli/test_quiet.py asks the other commands).
+    assert [line for line in done.stderr.splitlines() if not line.startswith("doctor: ")] == []
     plan = json.loads(done.stdout)["memory"]
     assert plan["kv_cache_bytes_a_position"]["float32"] == 2 * 2 * 2 * 16 * 4  # layers, heads, width, bytes, and two
     assert set(plan["advice"]) == set(COMMANDS)

@@ -53,7 +53,6 @@ COMMANDS = [
     "merge tiny --adapter rl --out merged",
     "judge evaluate starter,lexical --suite suite.csv n_resamples=100 speed=false",
     "judge migrate scored.csv --to lexical --out moved n_resamples=100",
-    "doctor tiny --tokens 64",
 ]
 
 

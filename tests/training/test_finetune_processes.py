@@ -64,7 +64,7 @@ def assert_equal(mine: Run, theirs: Run) -> None:
     ("starter", "more"),
     [
         ("torchrun", []),
-        ("accelerate", ["micro_batch_size=2"]),
+        ("two", ["micro_batch_size=2"]),
         ("two", ["shard=true"]),
         ("two", ["load=4bit"]),
     ],
