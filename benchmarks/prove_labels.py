@@ -21,6 +21,7 @@ from page import write_between
 from scipy.special import ndtri
 
 from rewardlm.config import CorrectionMethod
+from rewardlm.formats import percent
 from rewardlm.labelling.design import draw
 from rewardlm.measuring.labelled import (
     CorrectedDelta,
@@ -112,7 +113,7 @@ def shares_table(draws: int) -> Iterator[str]:
         yield (
             f"| {share:g} | {labels:,} | {auc:g} | {rate(ppi, share)} | {np.mean(ppi_width):.3f} | "
             f"× {np.mean(ppi_width) / alone:.2f} | {np.mean(np.sqrt(1 - np.square(rho))):.2f} | {rate(rg, share)} | "
-            f"{np.nanmean(rg_width):.3f} | {np.mean([one is None for one in rg]):.1%} |"
+            f"{np.nanmean(rg_width):.3f} | {percent(float(np.mean([one is None for one in rg])))} |"
         )
 
 
@@ -130,7 +131,7 @@ def sure_table(draws: int) -> Iterator[str]:
             rows.append((holds(one, share), width(one), holds(other, share), width(other)))
         ppi, ppi_width, rg, rg_width = zip(*rows, strict=True)
         yield (
-            f"| {share:g} | {missed:.0%} | {labels:,} | {rate(ppi, 0)} | {np.mean(ppi_width):.3f} | {rate(rg, 0)} | "
+            f"| {share:g} | {100 * missed:.0f} % | {labels:,} | {rate(ppi, 0)} | {np.mean(ppi_width):.3f} | {rate(rg, 0)} | "
             f"{np.nanmean(rg_width):.3f} |"
         )
 
@@ -156,7 +157,7 @@ def changes_table(draws: int) -> Iterator[str]:
         ppi_holds, ppi_width, found_one, rg_holds, rg_width = zip(*rows, strict=True)
         yield (
             f"| {both[0]:g} → {both[1]:g} | {labels:,} | {auc:g} | {rate(ppi_holds, min(both))} | "
-            f"{np.mean(ppi_width):.3f} | {np.mean(found_one):.1%} | {rate(rg_holds, min(both))} | "
+            f"{np.mean(ppi_width):.3f} | {percent(float(np.mean(found_one)))} | {rate(rg_holds, min(both))} | "
             f"{np.nanmean(rg_width):.3f} |"
         )
 
