@@ -131,8 +131,8 @@ def sure_table(draws: int) -> Iterator[str]:
             rows.append((holds(one, share), width(one), holds(other, share), width(other)))
         ppi, ppi_width, rg, rg_width = zip(*rows, strict=True)
         yield (
-            f"| {share:g} | {100 * missed:.0f} % | {labels:,} | {rate(ppi, 0)} | {np.mean(ppi_width):.3f} | {rate(rg, 0)} | "
-            f"{np.nanmean(rg_width):.3f} |"
+            f"| {share:g} | {100 * missed:.0f} % | {labels:,} | {rate(ppi, 0)} | {np.mean(ppi_width):.3f} | "
+            f"{rate(rg, 0)} | {np.nanmean(rg_width):.3f} |"
         )
 
 
