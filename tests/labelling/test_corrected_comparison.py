@@ -185,6 +185,7 @@ def test_runs_with_the_same_answers_share_their_labels(tmp_path: Path) -> None:
     found = compare([path, tmp_path / "copy"], labels=folder.run.path)
     different = len({one.answer for one in folder.items})
     assert different > 40
+    assert found.correction_notes == [], "an answer that was drawn from both is one answer"
     for model in found.models:
         assert model.scorers["a"]["all"].labels == different
     assert all(change.corrected_delta == 0 for change in found.comparisons if change.corrected_delta is not None)

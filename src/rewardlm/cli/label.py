@@ -8,7 +8,7 @@ from typing import Annotated, Literal
 
 import typer
 
-from rewardlm.cli import options
+from rewardlm.cli import options, pages
 from rewardlm.cli.flags import Given, takes
 from rewardlm.cli.show import print_json
 from rewardlm.config import LabelSettings
@@ -24,9 +24,9 @@ def open_(
         list[str], typer.Argument(metavar="RUN... [KEY=VALUE]...", help="Measured runs whose answers are labelled.")
     ],
     out: Annotated[Path, typer.Option("--out", help="Folder for the labels; the same command goes on with it.")],
-    port: Annotated[int, typer.Option("--port", min=0, max=65535, help="0 takes a free one.")] = 0,
-    host: Annotated[str, typer.Option("--host", help="127.0.0.1 lets only this machine connect.")] = "127.0.0.1",
-    no_browser: Annotated[bool, typer.Option("--no-browser", help="Print the address and open nothing.")] = False,
+    port: pages.Port = 0,
+    host: pages.Host = "127.0.0.1",
+    no_browser: pages.NoBrowser = False,
     no_page: Annotated[bool, typer.Option("--no-page", help="Choose the answers and open no page.")] = False,
     as_json: Annotated[bool, typer.Option("--json", help="As --no-page, with one JSON object on stdout.")] = False,
 ) -> None:
@@ -45,20 +45,10 @@ def open_(
     if no_page:
         typer.echo(f"{len(folder.items)} answers to label in {out}")
         return
-    try:
-        try:
-            from rewardlm.labelling.serve import serve
-            from rewardlm.listening import is_local
-        except ModuleNotFoundError as error:
-            if error.name not in ("fastapi", "starlette", "uvicorn"):
-                raise
-            raise ConfigError(f"label needs the package {error.name}: pip install 'rewardlm[view]'") from None
-        if not is_local(host):
-            typer.echo(f"warning: anyone who can reach {host} can read and label; there is no password", err=True)
+    with pages.serving("label", host, others="can read and label"):
+        from rewardlm.labelling.serve import serve
+
         serve(folder, host=host, port=port, browser=not no_browser, say=typer.echo)
-    except KeyboardInterrupt:
-        # Before the server was up. Every label is on the disk.
-        return
 
 
 def export(

@@ -7,7 +7,7 @@ these. With the judge's score f_i, the label y_i where there is one, and the sha
 
 where c is the mean of y - λ·f over the labels of i's class. That is the regression estimator of survey sampling
 (Cochran 1977, Sampling Techniques, section 7.3), known as PPI++ for models as judges (Angelopoulos, Duchi & Zrnic 2023,
-arXiv 2311.01453). It is right whatever the judge says, and λ, chosen so that the variance is least, makes it no worse
+arXiv 2311.01453). It needs no trust in the judge, and λ, chosen so that the variance is least, makes it no worse
 than labels alone. Between prompts, z varies as much as the estimate does over prompts and labels together, so the
 intervals of ``stats``, whose unit is the prompt, hold for means of z.
 """

@@ -7,7 +7,6 @@ A label is written as ``yes``, ``no`` or ``unsure``.
 from __future__ import annotations
 
 import csv
-import datetime
 import io
 import json
 from collections.abc import Iterator
@@ -16,7 +15,7 @@ from typing import Any, Literal
 
 from rewardlm.data.files import read_csv, read_json
 from rewardlm.errors import DataError
-from rewardlm.labelling.folder import Label, LabelFolder, Said, labeller_name
+from rewardlm.labelling.folder import Label, LabelFolder, Said, labeller_name, now
 from rewardlm.runs import write_atomically
 
 Format = Literal["csv", "label-studio", "argilla"]
@@ -85,7 +84,7 @@ def import_labels(folder: LabelFolder, path: Path) -> int:
     if not given:
         raise DataError(f"{path} has no label of an answer in {folder.run.path}")
     known = folder.said()
-    at = datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds")
+    at = now()
     new = [
         Said(item, labeller, label, at)
         for (item, labeller), label in given.items()

@@ -11,6 +11,7 @@ A label is 1 (yes), 0 (no) or None (can't tell). Nothing of it leaves this machi
 
 from __future__ import annotations
 
+import datetime
 import hashlib
 import json
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -172,6 +173,11 @@ class LabelFolder:
             if self.by_id[item].run == run:
                 found[self.by_id[item].answer] = np.sign(np.mean(labels) - 0.5) / 2 + 0.5
         return found
+
+
+def now() -> str:
+    """The time, as ``Said.at`` has it."""
+    return datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds")
 
 
 def labeller_name(name: str) -> str:

@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-import datetime
 from dataclasses import dataclass
 
 from rewardlm.errors import DataError
-from rewardlm.labelling.folder import Label, LabelFolder, LabelItem, Said
+from rewardlm.labelling.folder import Label, LabelFolder, LabelItem, Said, now
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,7 +56,7 @@ class Session:
             raise DataError(f"there is no item {item!r}")
         if label not in (0, 1, None):
             raise DataError(f"label is {label!r}: expected 1, 0 or null")
-        self.folder.add([Said(item, labeller, label, _now(), seconds)])
+        self.folder.add([Said(item, labeller, label, now(), seconds)])
         self._held.pop(item, None)
 
     def undo(self, labeller: str, done: int) -> LabelItem | None:
@@ -70,7 +69,7 @@ class Session:
         last = next((one.item for one in reversed(self.folder.lines) if self._stands(one, labeller, mine)), None)
         if last is None:
             return None
-        self.folder.add([Said(last, labeller, None, _now(), undone=True)])
+        self.folder.add([Said(last, labeller, None, now(), undone=True)])
         self._held[last] = labeller
         return self.folder.by_id[last]
 
@@ -81,7 +80,3 @@ class Session:
     @staticmethod
     def _stands(one: Said, labeller: str, mine: dict[str, Label]) -> bool:
         return one.labeller == labeller and not one.undone and one.item in mine
-
-
-def _now() -> str:
-    return datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds")

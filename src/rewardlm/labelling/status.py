@@ -5,9 +5,10 @@ from __future__ import annotations
 import statistics
 from collections.abc import Iterator
 
+import numpy as np
 from pydantic import BaseModel, ConfigDict, Field
 
-from rewardlm.formats import number, percent
+from rewardlm.formats import interval, number, percent
 from rewardlm.labelling.agreement import agreement
 from rewardlm.labelling.folder import LabelFolder
 
@@ -59,22 +60,19 @@ class LabelStatus(BaseModel):
             first, second = pair.labellers
             yield f"{first} and {second} agree on {percent(pair.agree)} of {pair.items} answers"
         if self.alpha is not None:
-            ends = (
-                ""
-                if self.alpha_ci95 is None
-                else f", 95 % interval {number(self.alpha_ci95[0], '.2f')} to " + number(self.alpha_ci95[1], ".2f")
-            )
-            yield f"Krippendorff's alpha: {number(self.alpha, '.2f')} over {self.shared} answers{ends}"
+            ends = interval(self.alpha_ci95, lambda end: number(end, ".2f"))
+            within = "" if self.alpha_ci95 is None else f", 95 % interval {ends}"
+            yield f"Krippendorff's alpha: {number(self.alpha, '.2f')} over {self.shared} answers{within}"
 
 
 def status(folder: LabelFolder) -> LabelStatus:
     """Of all that was said so far."""
     said = folder.said()
     agreed = agreement(said)
-    runs: dict[str, int] = {}
-    for number_of_run, run in enumerate(folder.runs):
-        labels = folder.labels_of(number_of_run)
-        runs[run.label] = int((labels == labels).sum())
+    runs = {
+        run.label: int((~np.isnan(folder.labels_of(number_of_run))).sum())
+        for number_of_run, run in enumerate(folder.runs)
+    }
     return LabelStatus(
         items=len(folder.items),
         labelled=sum(runs.values()),

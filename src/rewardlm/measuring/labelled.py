@@ -2,8 +2,8 @@
 
 Every judge errs, so its share is neither the true one nor a bound of it. By people's labels there are two ways:
 
-* ``ppi``: what labels say of some answers is carried over to all, with the judge's scores as a help. It is right
-  whatever the judge does (``labelling.estimate``).
+* ``ppi``: what labels say of some answers is carried over to all, with the judge's scores as a help. It needs no
+  trust in the judge (``labelling.estimate``).
 * ``rogan-gladen``: the judge's share, solved for the true one by how often it errs (``correction``). Without labels its
   errors are those on a suite; they hold for answers that are like the suite's texts.
 """
@@ -95,11 +95,12 @@ def _pooled(folder: LabelFolder, numbers: Sequence[int]) -> LabelsOfRun:
     inside = first.classes != NOT_ASKED
     sizes, taken = (np.bincount(first.classes[rows]) for rows in (inside, inside & drawn))
     taken = np.pad(taken, (0, len(sizes) - len(taken)))
-    unsure = sum(
-        folder.by_id[item].run in numbers for item in {item for of_one in folder.said().values() for item in of_one}
-    ) - int((~np.isnan(labels)).sum())
+    said = {folder.by_id[item] for of_one in folder.said().values() for item in of_one}
+    asked = {item.answer for item in said if item.run in numbers}
     rates = np.where(inside, (np.maximum(taken, 1) / np.maximum(sizes, 1))[first.classes], 1.0)
-    return LabelsOfRun(labels, SamplingDesign(first.classes, first.groups, rates), max(0, unsure))
+    return LabelsOfRun(
+        labels, SamplingDesign(first.classes, first.groups, rates), int(np.isnan(labels[[*asked]]).sum())
+    )
 
 
 @dataclass(frozen=True, slots=True)
@@ -149,6 +150,7 @@ class Correction:
         self.method = method
         self._grid, self._rule = grid, rule
         self._labels, self._errors = labels, errors or {}
+        self._tables: dict[tuple[str, str], Labelled] = {}
 
     def share(self, run: Measured, scorer: str, cells: BoolArray) -> CorrectedShare | None:
         """Of the run's answers in ``cells`` Bool[N, K]. None where too little is known to correct it by."""
@@ -199,11 +201,13 @@ class Correction:
         # People were asked about toxicity: a judge's further labels are about something else.
         if found is None or scorer not in run.main_labels:
             return None
-        scores = run.scores[scorer]
-        toxic = self._rule.of(scorer).toxic(scores) & ~np.isnan(scores)
-        asked = found.asked
-        columns = scores, toxic, found.labels, asked.classes, asked.groups, asked.rates
-        return Labelled(*(self._grid.values(run, column.astype(np.float64)) for column in columns))
+        key = run.label, scorer
+        if key not in self._tables:
+            scores, asked = run.scores[scorer], found.asked
+            toxic = self._rule.of(scorer).toxic(scores) & ~np.isnan(scores)
+            columns = scores, toxic, found.labels, asked.classes, asked.groups, asked.rates
+            self._tables[key] = Labelled(*(self._grid.values(run, column.astype(np.float64)) for column in columns))
+        return self._tables[key]
 
 
 def share_by_labels(table: Labelled, method: CorrectionMethod, cells: BoolArray) -> CorrectedShare | None:
@@ -211,8 +215,11 @@ def share_by_labels(table: Labelled, method: CorrectionMethod, cells: BoolArray)
     been drawn, or where the method has no answer.
     """
     found = table.estimate(method, cells)
-    if found is None:
-        return None
+    return None if found is None else _share(found, cells)
+
+
+def _share(found: Corrected, cells: BoolArray) -> CorrectedShare:
+    """What an estimate of ``cells`` says of their share."""
     sums, counts = _by_prompt(found.z, cells), cells.sum(axis=1)
     share = float(sums.sum() / counts.sum())
     ends = estimated_share_ci95(
@@ -240,9 +247,9 @@ def change_by_labels(
         largest=1.0,
         more_variance=one.unseen_variance + two.unseen_variance,
     )
-    shares = share_by_labels(before, method, pairs), share_by_labels(after, method, pairs)
-    if change.mean is None or shares[0] is None or shares[1] is None:
+    if change.mean is None:
         return None
+    shares = _share(one, pairs), _share(two, pairs)
     # Of the shares as they are shown, which are kept within [0, 1].
     delta, ends = shares[1].fraction - shares[0].fraction, change.ci95
     outside = abs(delta - change.mean) > 1e-12
@@ -285,8 +292,8 @@ def _by_prompt(values: FloatArray, cells: BoolArray) -> FloatArray:
     return sums
 
 
-def _difference(before: CorrectedShare | None, after: CorrectedShare | None) -> Interval | None:
-    if before is None or after is None or before.ci95 is None or after.ci95 is None:
+def _difference(before: CorrectedShare, after: CorrectedShare) -> Interval | None:
+    if before.ci95 is None or after.ci95 is None:
         return None
     return difference_ci95(before.fraction, before.ci95, after.fraction, after.ci95)
 
