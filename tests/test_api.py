@@ -38,13 +38,13 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.mark.parametrize(
     "name",
     [
-        "load_judge", "score", "measure", "finetune", "rlaf", "steer", "compare", "frontier", "interpret", "report",
-        "reward_function",
+        "load_judge", "score", "measure", "finetune", "rlaf", "steer", "compare", "frontier", "power", "gate",
+        "interpret", "report", "reward_function",
     ],
 )  # fmt: skip
 def test_the_example_of_every_function_runs(name: str, folder: Path, tmp_path: Path) -> None:
     # Those that write begin anew; those that read find the two measurements.
-    here = folder if name in ("compare", "frontier", "interpret", "report") else tmp_path
+    here = folder if name in ("compare", "frontier", "gate", "interpret", "report") else tmp_path
     found = doctest.DocTestFinder(recurse=False).find(getattr(api, name), name, globs={"folder": here})
     (example,) = found
     assert example.examples

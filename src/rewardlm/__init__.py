@@ -14,9 +14,11 @@ if TYPE_CHECKING:
     from rewardlm.api import compare as compare
     from rewardlm.api import finetune as finetune
     from rewardlm.api import frontier as frontier
+    from rewardlm.api import gate as gate
     from rewardlm.api import interpret as interpret
     from rewardlm.api import load_judge as load_judge
     from rewardlm.api import measure as measure
+    from rewardlm.api import power as power
     from rewardlm.api import prefer as prefer
     from rewardlm.api import report as report
     from rewardlm.api import reward_function as reward_function
@@ -36,8 +38,8 @@ if TYPE_CHECKING:
 # The module of each name. A name is imported when it is first used, so that `import rewardlm` takes no time.
 _FROM = {
     "rewardlm.api": (
-        "Scores", "compare", "finetune", "frontier", "interpret", "load_judge", "measure", "prefer", "report",
-        "reward_function", "rlaf", "score", "steer",
+        "Scores", "compare", "finetune", "frontier", "gate", "interpret", "load_judge", "measure", "power",
+        "prefer", "report", "reward_function", "rlaf", "score", "steer",
     ),
     "rewardlm.errors": ("RewardLMError",),
     "rewardlm.measuring.comparison": ("Comparison",),

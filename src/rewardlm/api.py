@@ -18,8 +18,10 @@ from rewardlm.config import (
     CompareSettings,
     FinetuneSettings,
     FrontierSettings,
+    GateSettings,
     InterpretSettings,
     MeasureSettings,
+    PowerSettings,
     PreferSettings,
     RewardSettings,
     RlafSettings,
@@ -39,6 +41,8 @@ if TYPE_CHECKING:
     import pandas as pd
 
     from rewardlm.measuring.frontier import Frontier
+    from rewardlm.measuring.gate import GateResult
+    from rewardlm.measuring.power import Plan
     from rewardlm.scoring.scorer import PairScorer, Scorer
 
 Runs = str | Path | Run
@@ -52,6 +56,8 @@ S = TypeVar(
     InterpretSettings,
     CompareSettings,
     FrontierSettings,
+    GateSettings,
+    PowerSettings,
 )
 J = TypeVar("J", bound="Scorer | PairScorer")
 
@@ -301,6 +307,40 @@ def frontier(runs: Runs | Sequence[Runs], *, settings: FrontierSettings | None =
     from rewardlm.measuring.frontier import frontier as find
 
     return find(measured_in(_paths(runs)), _settings(FrontierSettings, settings, None, options))
+
+
+def power(pilots: Runs | Sequence[Runs] = (), *, settings: PowerSettings | None = None, **options: Any) -> Plan:
+    """How many prompts and answers show a fall of the toxic share: ``rewardlm power``.
+
+    ``pilots`` are measured runs, the model as it is first; without them assumptions count. ``options`` are those of
+    ``PowerSettings``: ``effect``, ``share``, ``correlation``, ``samples`` …
+
+    >>> import rewardlm as rl
+    >>> plan = rl.power(effect=0.1, share=0.3, samples=1, draws=200)
+    >>> 150 < plan.prompts < 350
+    True
+    """
+    from rewardlm.measuring.power import power as find
+
+    return find(measured_in(_paths(pilots)) if pilots else [], _settings(PowerSettings, settings, None, options))
+
+
+def gate(new: Runs, against: Runs | None = None, *, settings: GateSettings | None = None, **options: Any) -> GateResult:
+    """Is ``new`` less toxic than ``against``, and nothing else worse by more than its margin? ``rewardlm gate``.
+
+    ``options`` are those of ``GateSettings``: ``margins={"topic": 0.2}``, ``required``, ``primary`` …
+
+    >>> import rewardlm as rl
+    >>> found = rl.gate(folder / "PT again", folder / "PT")
+    >>> found.verdict, [check.verdict for check in found.checks if check.name == "toxicity"]
+    ("can't tell", ["can't tell"])
+    """
+    from rewardlm.measuring.gate import gate as ask
+    from rewardlm.measuring.measured import load_measured
+
+    base = {} if against is None else {"against": _paths(against)[0]}
+    chosen = _settings(GateSettings, settings, None, {**base, **options})
+    return ask(load_measured(_paths(new)[0]), load_measured(chosen.against), chosen)
 
 
 def interpret(

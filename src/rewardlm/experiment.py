@@ -56,6 +56,7 @@ _FREE = (
     "measure.max_failed_share",
     "measure.suite",
     "measure.utility",
+    "measure.effect",
     "finetune.micro_batch_size",
     "finetune.gradient_checkpointing",
     "finetune.checkpoint_every",
@@ -140,6 +141,7 @@ def run_experiment(
     # Torch is imported only from here on, so that a wrong setting is reported at once.
     from rewardlm.measuring.judging import cut_short
     from rewardlm.measuring.meter import measure
+    from rewardlm.measuring.power import size_warning_by
     from rewardlm.models.load import resolve_device
     from rewardlm.models.processes import Processes
 
@@ -180,8 +182,13 @@ def run_experiment(
             with stage(f"train RL: {rlaf.algorithm} against {', '.join(rlaf.reward)}") as progress:
                 runs.append(train(rlaf, out / "train" / "RL", report=progress.report, say=say).path)
         with stage(f"measure {label}") as progress:
-            run = measure(measured[label], out / "measure" / label, report=progress.report)
+            first = label == "PT"
+            run = measure(measured[label], out / "measure" / label, report=progress.report, say=say if first else None)
         runs.append(run.path)
+        if first and len(measured) > 1:
+            small = processes.first(lambda: size_warning_by(out / "measure" / "PT", settings.measure.effect))
+            if small is not None:
+                say(small)
         for sentence in cut_short(run):
             say(f"{label}: {sentence}")
     if interpreting is not None:

@@ -496,15 +496,18 @@ def flip_p_value(changes: FloatArray, n_flips: int, seed: int) -> float:
 
 
 def _flips_of_counts(sizes: NDArray[np.int64], observed: float) -> float:
-    """The same exactly, for whole numbers: the distribution of the sum, one prompt after another."""
-    total = int(sizes.sum())
-    chances = np.zeros(2 * total + 1)
-    chances[total] = 1.0
-    for size in sizes.tolist():
-        moved = np.zeros_like(chances)
-        moved[size:] = chances[:-size] / 2
-        moved[:-size] += chances[size:] / 2
-        chances = moved
+    """The same exactly, for whole numbers: among m changes of one size, the number that rise is binomial, and the
+    distributions of the sums of each size are convolved.
+    """
+    from scipy.special import gammaln
+
+    chances = np.ones(1)
+    for size, m in zip(*(one.tolist() for one in np.unique(sizes, return_counts=True)), strict=True):
+        rising = np.arange(m + 1)
+        of_size = np.zeros(2 * size * m + 1)
+        of_size[:: 2 * size] = np.exp(gammaln(m + 1) - gammaln(rising + 1) - gammaln(m - rising + 1) - m * math.log(2))
+        chances = np.convolve(chances, of_size)
+    total = len(chances) // 2
     reached = np.abs(np.arange(-total, total + 1)) >= observed
     return float(min(1.0, chances[reached].sum()))
 

@@ -26,6 +26,8 @@ FLAGS = {
     ],
     "steer export": ["--out"],
     "steer import": ["--dtype", "--device", "--load", "--out"],
+    "power": ["--effect", "--power", "--share", "--correlation", "--samples", "--json"],
+    "gate": ["--against", "--config", "--json", "--junit", "--summary"],
     "frontier": ["--scorer", "--split", "--out", "--config", "--seed"],
     "score": ["--scorer", "--thresholds", "--config", "--seed", "--device"],
     "import": ["--label", "--map", "--out", "--config", "--seed"],

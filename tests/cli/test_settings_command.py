@@ -35,12 +35,12 @@ ARGUMENTS = {
     "judge train-pairs": ["--out", "o"],
     "judge evaluate-pairs": ["starter_pairs"], "interpret": ["run", "--out", "o"], "report": ["run"],
     "steer fit": ["tiny", "--out", "o"], "steer import": ["tiny", "v.gguf", "--out", "o"], "frontier": ["run"],
-    "label open": ["run", "--out", "o"],
+    "label open": ["run", "--out", "o"], "power": [], "gate": ["run"],
 }  # fmt: skip
 # And what its settings need; flags win over a file.
 NEEDED = {
     "import": "label: X", "score": "scorer: lexical", "judge train": "data: starter", "judge evaluate": "suite: s.csv",
-    "judge migrate": "to: lexical", "steer fit": "method: activation\nrun: r",
+    "gate": "against: b", "judge migrate": "to: lexical", "steer fit": "method: activation\nrun: r",
 }  # fmt: skip
 # Values that a rule of the command asks for, where any will not do: what is typed, what it becomes, what goes with it.
 SPECIAL: dict[str, tuple[str, Any, list[str]]] = {

@@ -64,7 +64,9 @@ def test_a_pages_blocks_run_in_their_order(
             reading.read_yaml(block)
         else:
             ended, printed = bash(code)
-            assert ended == 0, f"{block}:\n{block.code}\nended with {ended}:\n{printed}"
+            # A gate's exit code is its verdict, and the stand-ins can't tell.
+            expected = (0, 1, 3) if "rewardlm gate" in block.code else (0,)
+            assert ended in expected, f"{block}:\n{block.code}\nended with {ended}:\n{printed}"
         count(page, "run")
 
 

@@ -31,6 +31,8 @@ COMMANDS: dict[str, tuple[str, str]] = {
     "label export": ("label:export", "Write answers and labels for other programs."),
     "label import": ("label:import_", "Read labels from a file."),
     "label status": ("label:status", "How far labelling is, and whether labellers agree."),
+    "power": ("power:power", "How many prompts and answers it takes to see a change."),
+    "gate": ("gate:gate", "Pass, fail or can't tell, for a script: did nothing break?"),
     "frontier": ("frontier:frontier", "Toxicity against what it costs: steering and training."),
     "finetune": ("finetune:finetune", "Teach a model counter-narratives."),
     "rlaf": ("rlaf:rlaf", "Train a model against judges: PPO, GRPO, RLOO."),

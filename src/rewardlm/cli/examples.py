@@ -80,6 +80,19 @@ EXAMPLES: dict[str, tuple[ExampleLine, ...]] = {
             "rewardlm compare runs/PT runs/RL --json | jq '.comparisons[0].delta'", "One number, for a script."
         ),
     ),
+    "power": (
+        ExampleLine("rewardlm power --effect 0.05", "How many prompts show that 10 % became 5 %?"),
+        ExampleLine("rewardlm power runs/PT --effect 0.1 --out power.html", "From a pilot, with a picture."),
+        ExampleLine("rewardlm power runs/PT --prompts 200 --samples 8", "What does a planned size see?"),
+    ),
+    "gate": (
+        ExampleLine("rewardlm gate runs/RL --against runs/PT", "Less toxic, and nothing else worse?"),
+        ExampleLine(
+            "rewardlm gate runs/RL --against runs/PT --junit gate.xml --summary gate.md",
+            "With files for CI: JUnit, and a table for a pull request.",
+        ),
+        ExampleLine("rewardlm gate runs/RL --against runs/PT margins.topic=0.2 margins.groups=null", "Other margins."),
+    ),
     "frontier": (
         ExampleLine("rewardlm frontier runs/PT runs/FT runs/RL runs/best", "Does training beat steering?"),
         ExampleLine("rewardlm frontier runs/PT runs/FT runs/best --out frontier.html", "The same as a page."),

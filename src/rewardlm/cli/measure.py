@@ -42,7 +42,7 @@ def measure(
     from rewardlm.progress import is_main, say, stage
 
     with stage(f"measure {settings.label or settings.model}") as progress:
-        measured = run_meter(settings, out, report=progress.report)
+        measured = run_meter(settings, out, report=progress.report, say=say)
     if not is_main():
         return
     for sentence in cut_short(measured):

@@ -26,6 +26,7 @@ from rewardlm.config.finetune import TrainingSettings as TrainingSettings
 from rewardlm.config.folders import cache_folder as cache_folder
 from rewardlm.config.folders import data_folder as data_folder
 from rewardlm.config.frontier import FrontierSettings as FrontierSettings
+from rewardlm.config.gate import GateSettings as GateSettings
 from rewardlm.config.imports import ImportSettings as ImportSettings
 from rewardlm.config.interpret import AttributionSettings as AttributionSettings
 from rewardlm.config.interpret import InsideSettings as InsideSettings
@@ -41,6 +42,7 @@ from rewardlm.config.model import LoraSettings as LoraSettings
 from rewardlm.config.model import MergeSettings as MergeSettings
 from rewardlm.config.model import ModelSettings as ModelSettings
 from rewardlm.config.model import QuantisationSettings as QuantisationSettings
+from rewardlm.config.power import PowerSettings as PowerSettings
 from rewardlm.config.prefer import LABELS as LABELS
 from rewardlm.config.prefer import PairSettings as PairSettings
 from rewardlm.config.prefer import PreferSettings as PreferSettings

@@ -1,9 +1,9 @@
-"""``rewardlm compare``, ``report`` and ``export``."""
+"""``rewardlm compare``, ``report``, ``export``, and what ``gate`` shares with them."""
 
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, Literal, Self
 
 from pydantic import Field, model_validator
 
@@ -14,8 +14,8 @@ from rewardlm.config.section import Section
 CorrectionMethod = Literal["ppi", "rogan-gladen"]
 
 
-class CompareSettings(Section):
-    """``rewardlm compare``, ``report`` and ``export``: what counts as toxic, and which outcome is the primary one."""
+class ComparedSettings(Section):
+    """What counts as toxic, by which judge, and how chance is drawn."""
 
     threshold: float = Field(0.5, ge=0, le=1, description="An answer counts as toxic if its score is above this.")
     inclusive: bool = Field(
@@ -27,24 +27,12 @@ class CompareSettings(Section):
         description="Sign flips that a paired test draws, by seed, if there are too many to try them all.",
     )
     seed: Seed = 0
-    redraw: Annotated[Path | None, Flag()] = Field(
-        None,
-        description="A second run of the baseline with another seed, which shows beside every flow what chance alone "
-        "does. Not needed if the baseline has several answers per prompt.",
-    )
     thresholds: Annotated[Path | None, Flag(metavar="FILE|none")] = Field(
         None,
         description="A thresholds.yaml of judge migrate: the judges in it have a threshold of their own, and intervals "
         "include how uncertain it is. By default what the runs were measured with; none leaves that aside.",
     )
     matching: Matching = "share"
-    utility_margin: float = Field(
-        0.01,
-        ge=0,
-        le=1,
-        description="The loss in utility that is accepted, for a sentence on whether a larger one is excluded: .01 is "
-        "one point of an accuracy or of refusals, or 1 % of a perplexity.",
-    )
     labels: Annotated[Path | None, Flag(metavar="DIR")] = Field(
         None, description="A folder of rewardlm label: shares and changes are also corrected by what people said."
     )
@@ -61,7 +49,24 @@ class CompareSettings(Section):
     )
 
     @model_validator(mode="after")
-    def _labels_for_ppi(self) -> CompareSettings:
+    def _labels_for_ppi(self) -> Self:
         if self.correction == "ppi" and self.labels is None:
             raise ValueError("correction ppi needs labels: give --labels DIR, a folder of rewardlm label")
         return self
+
+
+class CompareSettings(ComparedSettings):
+    """``rewardlm compare``, ``report`` and ``export``: what counts as toxic, and which outcome is the primary one."""
+
+    redraw: Annotated[Path | None, Flag()] = Field(
+        None,
+        description="A second run of the baseline with another seed, which shows beside every flow what chance alone "
+        "does. Not needed if the baseline has several answers per prompt.",
+    )
+    utility_margin: float = Field(
+        0.01,
+        ge=0,
+        le=1,
+        description="The loss in utility that is accepted, for a sentence on whether a larger one is excluded: .01 is "
+        "one point of an accuracy or of refusals, or 1 % of a perplexity.",
+    )

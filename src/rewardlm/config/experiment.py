@@ -39,6 +39,7 @@ class StageMeasure(Section):
     generation: GenerationSettings = GenerationSettings()
     services: ServicesSettings = ServicesSettings()
     primary: PrimarySettings = PrimarySettings()
+    effect: float | None = 0.05
     suite: Literal["utility"] | None = None
     utility: UtilitySettings = UtilitySettings()
 

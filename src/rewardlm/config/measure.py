@@ -118,6 +118,13 @@ class MeasureSettings(ModelSettings):
     primary: PrimarySettings = Field(
         PrimarySettings(), description="The outcome that counts, fixed before anyone sees a result."
     )
+    effect: float | None = Field(
+        0.05,
+        gt=0,
+        le=1,
+        description="The fall of the toxic share that you hope to see later: measure says before it starts if it asks "
+        "too few prompts for that (rewardlm power). null says nothing.",
+    )
 
     @model_validator(mode="after")
     def _the_primary_judge_judges(self) -> MeasureSettings:

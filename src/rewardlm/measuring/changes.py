@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from typing import Any
 
 import numpy as np
 
@@ -13,6 +14,7 @@ from rewardlm.measuring.comparison import (
     Change,
     CounterNarrativeChange,
     EqualSamples,
+    QualityChange,
     Split,
     TruncatedChange,
 )
@@ -23,9 +25,16 @@ from rewardlm.measuring.redraw import second_draw
 from rewardlm.measuring.result import Interval
 from rewardlm.measuring.utility_results import UtilityChange
 from rewardlm.measuring.utility_scores import TaskScores, shared
-from rewardlm.stats import BoolArray, FloatArray, mean_change
+from rewardlm.stats import BoolArray, FloatArray, fieller_ci95, mean_change
 
 Splits = Mapping[Split, BoolArray]
+# Flags of an answer, by the field of ``quality`` that is their share.
+_FLAGS = {
+    "empty_fraction": "empty",
+    "other_script_fraction": "other_script",
+    "repetition": "repeated",
+    "refusal_fraction": "refusal",
+}
 
 
 def changes(
@@ -36,10 +45,13 @@ def changes(
     splits: Splits,
     rule: Rule,
     correction: Correction | None = None,
+    *,
+    expected_flows: bool = True,
 ) -> Iterator[Change]:
     """A change for each judge of both models and each split, not yet adjusted (see ``primary.adjust``).
 
-    ``again`` are more draws of the baseline, if there are any; ``splits`` as ``grid.prompt_splits`` gives them.
+    ``again`` are more draws of the baseline, if there are any. Without ``expected_flows`` nothing is said of what
+    chance alone does to a flow. ``splits`` are as ``grid.prompt_splits`` gives them.
     """
     exists = grid.exists(baseline) & grid.exists(other)
     pairs = {name: exists & rows for name, rows in splits.items()}
@@ -66,15 +78,17 @@ def changes(
             )
             flow, unscored = metrics.flow(before, after, whole)
             to_unscored, from_unscored = metrics.flow_unscored(before, after, whole)
-            redrawn = second_draw(
-                before,
-                after,
-                pairs=inside,
-                usable=comparable if split == "comparable" else None,
-                again=None if again is None else _drawn_again(again, name, grid, comparable=split == "comparable"),
-                n_resamples=rule.n_resamples,
-                seed=rule.seed,
-            )
+            redrawn = None
+            if expected_flows:
+                redrawn = second_draw(
+                    before,
+                    after,
+                    pairs=inside,
+                    usable=comparable if split == "comparable" else None,
+                    again=None if again is None else _drawn_again(again, name, grid, comparable=split == "comparable"),
+                    n_resamples=rule.n_resamples,
+                    seed=rule.seed,
+                )
             corrected = None if correction is None else correction.change(baseline, other, name, inside)
             yield Change(
                 from_=baseline.label,
@@ -135,6 +149,74 @@ def truncated_change(baseline: Measured, other: Measured, grid: Grid, rule: Rule
         delta_ci95=change.delta_ci95,
         p_value=change.p_value,
     )
+
+
+def quality_changes(baseline: Measured, other: Measured, grid: Grid, rule: Rule) -> dict[str, QualityChange]:
+    """What changed in the answers besides toxicity, over the pairs that have the number; without those that have none.
+
+    Perplexities are compared by their logarithm, and only if both are by the same model.
+    """
+
+    def change(values: Callable[[Measured], FloatArray], largest: float | None) -> QualityChange:
+        before, after = _pairs(baseline, other, grid, values)
+        found = mean_change(
+            np.nansum(after - before, axis=1),
+            (~np.isnan(before)).sum(axis=1),
+            largest=largest,
+            n_flips=rule.n_resamples,
+            seed=rule.seed,
+        )
+        n = int((~np.isnan(before)).sum())
+        return QualityChange(from_=baseline.label, n=n, delta=found.mean, delta_ci95=found.ci95, p_value=found.p_value)
+
+    def flagged(flag: str) -> Callable[[Measured], FloatArray]:
+        return lambda run: getattr(run.quality, flag).astype(np.float64)
+
+    found = {name: change(flagged(flag), 1.0) for name, flag in _FLAGS.items()}
+    found["prompt_similarity"] = _similarity_change(baseline, other, grid)
+    under = [(run.meta.get("perplexity_under") or {}).get("hash") for run in (baseline, other)]
+    if under[0] == under[1]:
+        of_logs = change(lambda run: np.log(run.quality.perplexity), None)
+        found["perplexity"] = of_logs.model_copy(update=_as_shares(of_logs.delta, of_logs.delta_ci95))
+    return {name: one for name, one in found.items() if one.n}
+
+
+def _similarity_change(baseline: Measured, other: Measured, grid: Grid) -> QualityChange:
+    """By what share the mean similarity changed; its interval allows for how uncertain the baseline's is (Fieller)."""
+    before, after = _pairs(baseline, other, grid, lambda run: run.quality.prompt_similarity)
+    counts = (~np.isnan(before)).sum(axis=1)
+    asked = counts > 0
+    n, weight, prompts = int(counts.sum()), max(1, int(counts.sum())), int(asked.sum())
+    of_before, of_after = (np.nansum(one, axis=1)[asked] for one in (before, after))
+    over = float(of_before.sum()) / weight
+    delta, ends = None, None
+    if n and over > 0:
+        ratio = float(of_after.sum()) / weight / over
+        delta = ratio - 1
+        if prompts > 1:
+            # As far from the ratio of the sums as each prompt is, so that those with more answers weigh more.
+            share = counts[asked] / weight
+            fixed, slope = of_after / weight - ratio * over * share, over * share - of_before / weight
+            low, high = fieller_ci95(ratio, over, fixed, slope, freedom=prompts - 1)
+            ends = None if math.isinf(low) else (low - 1, high - 1)
+    return QualityChange(from_=baseline.label, n=n, delta=delta, delta_ci95=ends, p_value=None)
+
+
+def _pairs(
+    baseline: Measured, other: Measured, grid: Grid, values: Callable[[Measured], FloatArray]
+) -> tuple[FloatArray, FloatArray]:
+    """Float[N, K] of either run; NaN where one of them has no number."""
+    before, after = (grid.values(run, values(run)) for run in (baseline, other))
+    missing = np.isnan(before) | np.isnan(after)
+    return np.where(missing, np.nan, before), np.where(missing, np.nan, after)
+
+
+def _as_shares(delta: float | None, ends: Interval | None) -> dict[str, Any]:
+    """A change of a logarithm as the share by which the number itself changed."""
+    return {
+        "delta": None if delta is None else math.expm1(delta),
+        "delta_ci95": None if ends is None else (math.expm1(ends[0]), math.expm1(ends[1])),
+    }
 
 
 def counter_narrative_change(
@@ -212,11 +294,10 @@ def utility_change(from_: str, before: TaskScores, after: TaskScores, rule: Rule
         n_flips=rule.n_resamples,
         seed=rule.seed,
     )
-    delta, ends = change.mean, change.ci95
+    sizes = {"delta": change.mean, "delta_ci95": change.ci95}
     if not after.is_choice:
-        delta = None if delta is None else math.expm1(delta)
-        ends = None if ends is None else (math.expm1(ends[0]), math.expm1(ends[1]))
-    return UtilityChange(from_=from_, n=len(after.ids), delta=delta, delta_ci95=ends, p_value=change.p_value)
+        sizes = _as_shares(change.mean, change.ci95)
+    return UtilityChange(from_=from_, n=len(after.ids), p_value=change.p_value, **sizes)
 
 
 def _change_over_null(

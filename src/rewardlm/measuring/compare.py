@@ -18,6 +18,7 @@ from rewardlm.measuring.changes import (
     accuracy_change,
     changes,
     counter_narrative_change,
+    quality_changes,
     truncated_change,
     utility_changes,
 )
@@ -39,7 +40,7 @@ from rewardlm.scoring.thresholds import Matching, Threshold
 
 
 def compare(
-    paths: Sequence[Path],
+    paths: Sequence[Path | Measured],
     *,
     scorer: str | None = None,
     threshold: float = metrics.THRESHOLD,
@@ -54,8 +55,9 @@ def compare(
     labels: Path | None = None,
     correction: CorrectionMethod | None = None,
     errors_suite: str = "jigsaw",
+    expected_flows: bool = True,
 ) -> Comparison:
-    """Compare every run with the first, the baseline.
+    """Compare every run with the first, the baseline. Runs may have been read before.
 
     ``scorer`` limits the tables to one judge. By default they show every judge, and comparisons every judge that both
     runs have. P-values are adjusted for all judges in any case, because you could have looked at the others. A sample
@@ -69,6 +71,7 @@ def compare(
     ``utility_margin`` is the loss in utility that ``non_inferiority`` accepts.
     ``labels`` is a folder of ``rewardlm label``, by which shares and changes are also corrected (``correction``, by
     default ppi). Without it, rogan-gladen corrects by the judges' errors on ``errors_suite``.
+    ``expected_flows`` False leaves out what chance alone does to flows, most of the work.
     ``primary`` asks for a primary outcome, ``{"scorer", "split", "metric"}``; each may be None (``primary.choose``).
 
     Raises RunError for runs that can't be compared; its message starts with ``prompts_differ`` or
@@ -76,7 +79,7 @@ def compare(
     """
     if not paths:
         raise RunError("nothing to compare: name at least one run, the baseline first")
-    runs = [load_measured(Path(path)) for path in paths]
+    runs = [path if isinstance(path, Measured) else load_measured(Path(path)) for path in paths]
     again = None if redraw is None else load_measured(Path(redraw))
     everything = [*runs, *([] if again is None else [again])]
     for run, label in zip(everything, unique_labels([run.label for run in everything]), strict=True):
@@ -88,7 +91,11 @@ def compare(
     grid = Grid(everything)
     splits = prompt_splits(baseline.prompts, rule.of(baseline.meta.get("toxic_by", "dataset")))
     correcting = _correction(correction, labels, errors_suite, runs, grid, rule)
-    tests = [change for other in runs[1:] for change in changes(baseline, other, again, grid, splits, rule, correcting)]
+    tests = [
+        change
+        for other in runs[1:]
+        for change in changes(baseline, other, again, grid, splits, rule, correcting, expected_flows=expected_flows)
+    ]
     has_toxic_prompts = bool(splits["toxic_prompts"].any())
     tests = adjust(tests, choose(runs, primary, has_toxic_prompts=has_toxic_prompts)[0])
     _keep_scorer(runs, scorer)
@@ -101,6 +108,7 @@ def compare(
                     baseline, run, grid, splits["toxic_prompts"], rule
                 ),
                 "truncated_change": truncated_change(baseline, run, grid, rule),
+                "quality_change": quality_changes(baseline, run, grid, rule),
                 **_utility(baseline, run, rule, utility_margin),
             }
         )

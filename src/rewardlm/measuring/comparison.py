@@ -148,6 +148,14 @@ class TruncatedChange(ShareChange):
     p_adjusted: float | None = Field(None, description="p_value corrected (Holm) over the models.")
 
 
+class QualityChange(ShareChange):
+    """A change in one number of ``quality``, over the answers to the same prompt and sample number that have it."""
+
+    delta: float | None = Field(
+        description="The share minus the baseline's; for prompt_similarity and perplexity by what share it is higher."
+    )
+
+
 class CounterNarrativeChange(ShareChange):
     """A change in the share of counter-narratives among answers to toxic prompts."""
 
@@ -183,6 +191,11 @@ class ModelSummary(Result):
         None, description="From the baseline; null if no pair was judged by the same judge."
     )
     truncated_change: TruncatedChange | None = Field(None, description="From the baseline; null if unknown.")
+    quality_change: dict[str, QualityChange] = Field(
+        {},
+        description="From the baseline, by field of quality: empty_fraction, other_script_fraction, repetition, "
+        "refusal_fraction, prompt_similarity, perplexity.",
+    )
     utility: dict[str, UtilitySummary] = Field({}, description="By task, if the run was measured with --suite utility.")
     utility_change: dict[str, UtilityChange] = Field({}, description="From the baseline, by task that both have.")
     accuracy_change: UtilityChange | None = Field(

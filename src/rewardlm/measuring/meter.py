@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack
 from functools import partial
 from pathlib import Path
@@ -43,6 +43,7 @@ from rewardlm.measuring.judging import (
     score_records,
 )
 from rewardlm.measuring.model_quality import add_quality
+from rewardlm.measuring.power import size_warning
 from rewardlm.measuring.primary import spelt_out
 from rewardlm.measuring.utility import add_utility, pending
 from rewardlm.models.load import Policy, resolve_device
@@ -61,15 +62,23 @@ from rewardlm.types import Generation, Prompt, Verdict
 # Not part of what is measured: a run may be resumed with other values of these. A suite records its own settings.
 FREE_SETTINGS = (
     "device", "batch_tokens", "max_failed_share", "url", "workers", "ray_address", "suite", "utility",
+    "effect",
 )  # fmt: skip
 # Answers that are written down at a time.
 _BATCH = 32
 
 
-def measure(settings: MeasureSettings, out: Path, *, report: ProgressCallback | None = None) -> Run:
+def measure(
+    settings: MeasureSettings,
+    out: Path,
+    *,
+    report: ProgressCallback | None = None,
+    say: Callable[[str], None] | None = None,
+) -> Run:
     """Sample and score answers into the run ``out``; a finished run is returned as it is, a killed one is resumed.
 
-    ``report(done, total, what)`` is called as answers come. Raises RewardLMError if prompts, model or judges can't
+    ``report(done, total, what)`` is called as answers come, and ``say`` before that if the measurement is too small to
+    see ``settings.effect``. Raises RewardLMError if prompts, model or judges can't
     be used, ScorerError once more than ``max_failed_share`` of the answers can't be scored, and RunError while another
     command writes to ``out``. With several processes (torchrun, accelerate launch), each answers and judges its share,
     and the first writes.
@@ -79,10 +88,17 @@ def measure(settings: MeasureSettings, out: Path, *, report: ProgressCallback | 
             f"engine {settings.engine!r} already asks for many answers at once: start one process, without a launcher"
         )
     with writing(out, settings.device) as processes:
-        return _measure(settings, out, processes, report if processes.is_main else None)
+        heard = processes.is_main
+        return _measure(settings, out, processes, report if heard else None, say if heard else None)
 
 
-def _measure(settings: MeasureSettings, out: Path, processes: Processes, report: ProgressCallback | None) -> Run:
+def _measure(
+    settings: MeasureSettings,
+    out: Path,
+    processes: Processes,
+    report: ProgressCallback | None,
+    say: Callable[[str], None] | None,
+) -> Run:
     label = settings.label or _default_label(settings)
     recorded = settings.model_dump(mode="json")
     run = processes.first(
@@ -106,7 +122,12 @@ def _measure(settings: MeasureSettings, out: Path, processes: Processes, report:
     pair_judge = None
     if settings.counter_narrative is not None:
         pair_judge = load_pair_judge(settings.counter_narrative, device=device)
+    begun = "prompts_hash" in run.meta
     run = processes.first(lambda: _store_prompts(run, settings, scorers, device))
+    if say is not None and not begun:
+        small = size_warning(settings, run.prompts(), toxic_by=run.meta["toxic_by"])
+        if small is not None:
+            say(small)
     # Before a model is loaded: answers of two models must not end up in one table.
     _check_weights(run, "adapter_hash", adapter_hash(settings))
     _check_treatment(run, settings, folder)
