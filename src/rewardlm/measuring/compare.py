@@ -33,6 +33,7 @@ from rewardlm.measuring.non_inferiority import non_inferiority
 from rewardlm.measuring.over_refusal import over_refusal_change
 from rewardlm.measuring.primary import adjust, adjust_models, choose
 from rewardlm.measuring.result import ShareChange
+from rewardlm.measuring.severity import severity_changes, severity_curves
 from rewardlm.measuring.summaries import summarise
 from rewardlm.measuring.thresholds import thresholds_in_force
 from rewardlm.runs import unique_labels
@@ -116,11 +117,14 @@ def compare(
     ]
     models = adjust_models(models)
     chosen, fixed = choose(runs, primary, has_toxic_prompts=has_toxic_prompts)
+    split = "all" if chosen is None else chosen.split
     return Comparison(
         models=models,
         comparisons=comparisons,
         primary=chosen,
         primary_fixed=fixed,
+        severity=severity_curves(runs, grid, splits, split, rule),
+        severity_change=list(severity_changes(runs, grid, splits, split, rule)),
         warnings=audit(runs, models, comparisons, grid, splits, rule),
         correction_notes=[] if correcting is None else correcting.notes(models),
         settings=ComparisonSettings(

@@ -309,6 +309,57 @@ class Change(Result):
         return MetricChange(self.equal_samples.prompts if metric in OF_PROMPTS else self.n, *numbers)
 
 
+class LevelShare(Result):
+    """The share of answers at one level of severity."""
+
+    name: str = Field(description="negligible, low, medium, high or severe.")
+    above: float = Field(description="Scores above this belong to it, up to where the next level begins.")
+    share: float
+    share_ci95: Interval | None = Field(description="Its 95 % interval, over prompts.")
+
+
+class LevelChange(Result):
+    """A change in the share of answers at one level of severity."""
+
+    name: str = Field(description="The level.")
+    above: float = Field(description="Scores above this belong to it, up to where the next level begins.")
+    delta: float | None = Field(description="The share minus the baseline's.")
+    delta_ci95: Interval | None = Field(description="Its 95 % interval, over prompts.")
+    p_value: float | None
+    p_adjusted: float | None = Field(description="p_value corrected (Holm) over the levels.")
+
+
+class SeverityCurve(Result):
+    """A model's toxic share at every threshold, by one judge, over the answers of the primary outcome's split."""
+
+    label: str = Field(description="The model's.")
+    scorer: str
+    split: Split
+    n: int = Field(description="Scored answers.")
+    thresholds: list[float]
+    shares: list[float] = Field(description="Share of answers above each threshold.")
+    band95: list[Interval] | None = Field(
+        description="Ends at each threshold, which hold at all of them at once with a chance of 95 %."
+    )
+    levels: list[LevelShare]
+
+
+class SeverityChange(Result):
+    """How that changed from the baseline, over the pairs scored in both."""
+
+    from_: str = Field(alias="from", description="The baseline's label.")
+    to: str = Field(description="The model's label.")
+    scorer: str
+    split: Split
+    n: int = Field(description="Pairs of answers.")
+    thresholds: list[float]
+    deltas: list[float] = Field(description="Change of the share above each threshold.")
+    band95: list[Interval] | None = Field(description="As that of the shares.")
+    fell: list[Interval] = Field(description="Ranges of thresholds at each of which the band is below zero.")
+    rose: list[Interval] = Field(description="Ranges of thresholds at each of which it is above zero.")
+    levels: list[LevelChange]
+
+
 class Primary(Result):
     """The outcome that counts, whatever comes out: which judge, split and number."""
 
@@ -376,6 +427,8 @@ class Comparison(Result):
     primary: Primary | None = Field(description="The outcome that counts; null if no judge saw all models.")
     primary_fixed: PrimaryFixed
     warnings: list[AuditWarning] = Field(description="What speaks against believing it.")
+    severity: list[SeverityCurve] = Field([], description="The toxic share at every threshold, by model and judge.")
+    severity_change: list[SeverityChange] = Field([], description="Its changes from the baseline.")
     correction_notes: list[str] = Field(
         [], description="What must be known of corrected shares, and why some weren't corrected."
     )
@@ -422,6 +475,8 @@ class Comparison(Result):
                     for model in self.models
                 ],
                 "comparisons": [change for change in self.comparisons if change.scorer in names],
+                "severity": [curve for curve in self.severity if curve.scorer in names],
+                "severity_change": [change for change in self.severity_change if change.scorer in names],
             }
         )
 

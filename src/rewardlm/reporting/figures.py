@@ -18,6 +18,20 @@ from rewardlm.reporting.flows import expected
 
 # Blue, amber, vermillion (after Okabe & Ito's palette for colour-blind readers); grey is what has no score.
 COLOURS = {"low": "#1f7fc4", "medium": "#c28500", "high": "#cf4a1c", "unscored": "#7d8590"}
+# A colour for each of several curves, and that of the one they are compared with.
+SERIES = (
+    "#1f7fc4",
+    "#c28500",
+    "#2e8b57",
+    "#b0413e",
+    "#7a5195",
+    "#00838f",
+    "#8d6e63",
+    "#5b6470",
+    "#c2185b",
+    "#6a8d00",
+)
+SERIES_BASE = "#1d2430"
 _SPLITS: dict[Split, tuple[str, str, str]] = {
     "all": ("all prompts", "#5a6f96", "circle"),
     "toxic_prompts": ("toxic prompts", "#9a55cf", "diamond"),

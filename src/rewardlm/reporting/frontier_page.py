@@ -10,23 +10,10 @@ from typing import Any
 
 from rewardlm.formats import NONE, interval_of_shares, number, p_values_text, percent, points_text
 from rewardlm.measuring.frontier import NOT_FLUENT, Frontier, Matched, Point
-from rewardlm.reporting.figures import base_layout, plain
+from rewardlm.reporting.figures import SERIES, SERIES_BASE, base_layout, plain
 from rewardlm.reporting.names import OF_SPLIT
 from rewardlm.reporting.shell import render, write_page
 
-_COLOURS = (
-    "#1f7fc4",
-    "#c28500",
-    "#2e8b57",
-    "#b0413e",
-    "#7a5195",
-    "#00838f",
-    "#8d6e63",
-    "#5b6470",
-    "#c2185b",
-    "#6a8d00",
-)
-_BASE = "#1d2430"
 # What is drawn against the toxic share: a point's field, its interval's, the axis, and what a good place is.
 _AXES = (
     ("perplexity", "perplexity_ci95", "perplexity under the base (log)", "Fluency", "Good is the lower left."),
@@ -175,7 +162,7 @@ def _figure(found: Frontier, key: str, ends: str | None, axis: str, heading: str
         return None
     traces = []
     for place, (method, curve) in enumerate(sorted(found.curves().items(), key=lambda pair: pair[0] != "none")):
-        colour = _BASE if method == "none" else _COLOURS[(place - 1) % len(_COLOURS)]
+        colour = SERIES_BASE if method == "none" else SERIES[(place - 1) % len(SERIES)]
         known = [p for p in curve if getattr(p, key) is not None and p.toxic_fraction is not None]
         if known:
             traces.append(_curve(method, known, key, ends, colour))
@@ -231,7 +218,7 @@ def _curve(method: str, curve: Sequence[Point], key: str, ends: str | None, colo
         "marker": {
             "size": 9,
             "color": colour,
-            "line": {"color": _BASE, "width": [2.5 if point.pareto else 0 for point in curve]},
+            "line": {"color": SERIES_BASE, "width": [2.5 if point.pareto else 0 for point in curve]},
         },
         "error_y": bars("toxic_fraction_ci95", y, 100.0),
         "hovertemplate": "%{customdata[0]}, strength %{customdata[1]}: %{x:.4g}, toxic %{y:.1f} %<extra></extra>",

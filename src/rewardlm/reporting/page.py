@@ -35,6 +35,7 @@ from rewardlm.reporting import (
     intervals,
     judge_page,
     notes,
+    severity,
     utility,
 )
 from rewardlm.reporting import flows as redrawn
@@ -170,6 +171,7 @@ def render_page(
         cards=cards,
         warnings=_warnings(found.warnings),
         confidence=_confidence(found.models, judges),
+        severity=_severity(found, [judge["name"] for judge in judges]),
         flows=_flows(found, judges),
         quality=[*_quality(found.models), *_utility(found.models)],
         interpretations=interpretation.sections(interpretations),
@@ -415,6 +417,19 @@ def _warnings(warnings: Sequence[AuditWarning]) -> list[dict[str, Any]]:
         for warning in warnings
     ]
     return sorted(shown, key=lambda warning: not warning["fatal"])
+
+
+def _severity(found: Comparison, judges: Sequence[str]) -> dict[str, Any] | None:
+    """What the page says of every threshold; None where no judge scored anything."""
+    shown = found.main_labels()
+    if not shown.severity:
+        return None
+    return {
+        "sentences": severity.sentences(shown, judges),
+        "pictures": severity.pictures(shown, judges),
+        "names": severity.level_names(shown),
+        "rows": severity.level_rows(shown, judges),
+    }
 
 
 def _confidence(models: Sequence[ModelSummary], judges: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:

@@ -13,14 +13,13 @@ import numpy as np
 from rewardlm.formats import NONE, percent, plain
 from rewardlm.measuring.power import OTHER_SAMPLES, Plan
 from rewardlm.measuring.sample_size import MOST_PROMPTS, power_by_formula, smallest_effect
-from rewardlm.reporting.figures import base_layout
+from rewardlm.reporting.figures import SERIES, base_layout
 from rewardlm.reporting.names import SPLITS
 from rewardlm.reporting.shell import render, write_page
 
 if TYPE_CHECKING:
     from rich.console import Console
 
-_COLOURS = ("#1f7fc4", "#c28500", "#2e8b57", "#b0413e", "#7a5195", "#00838f")
 _SOURCES = {"given": "given", "pilot": "from the pilot", "assumed": "assumed"}
 _POINTS = 60
 
@@ -136,7 +135,7 @@ def _power_figure(found: Plan) -> dict[str, Any]:
             "line": {"color": colour, "width": 3 if k == found.samples else 1.5},
             "hovertemplate": f"%{{x}} prompts × {k}: %{{y:.0f}} %<extra></extra>",
         }
-        for k, colour in zip(samples, _COLOURS, strict=False)
+        for k, colour in zip(samples, SERIES, strict=False)
     ]
     traces.append(
         {
@@ -148,7 +147,7 @@ def _power_figure(found: Plan) -> dict[str, Any]:
             "marker": {
                 "color": "rgba(0,0,0,0)",
                 "size": 10,
-                "line": {"color": _COLOURS[samples.index(found.samples)], "width": 2},
+                "line": {"color": SERIES[samples.index(found.samples)], "width": 2},
             },
             "hovertemplate": "%{x} prompts: %{y:.1f} %<extra></extra>",
         }
@@ -180,7 +179,7 @@ def _effect_figure(found: Plan) -> dict[str, Any]:
     sizes = np.unique(np.geomspace(max(2, middle / 8), min(MOST_PROMPTS, middle * 8), _POINTS // 2).round())
     known = found.assumptions
     traces = []
-    for k, colour in zip(sorted({*OTHER_SAMPLES[:4], found.samples}), _COLOURS, strict=False):
+    for k, colour in zip(sorted({*OTHER_SAMPLES[:4], found.samples}), SERIES, strict=False):
         seen = [(n, smallest_effect(known, n, k, found.wanted_power)) for n in sizes.astype(int).tolist()]
         known_ones: Sequence[tuple[int, float]] = [(n, fall) for n, fall in seen if fall is not None]
         traces.append(

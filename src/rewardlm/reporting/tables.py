@@ -39,7 +39,7 @@ from rewardlm.measuring.comparison import (
     SplitSummary,
 )
 from rewardlm.measuring.metrics import BUCKETS
-from rewardlm.reporting import corrected, flows, utility
+from rewardlm.reporting import corrected, flows, severity, utility
 from rewardlm.reporting.headline import primary_text
 from rewardlm.reporting.names import CHANGE_SPLITS, QUALITY, SPLITS, quality_text
 from rewardlm.reporting.notes import equal_samples_note, maxima_note, quality_notes, rule_text, threshold_notes
@@ -90,6 +90,7 @@ def print_comparison(found: Comparison, console: Console, subjects: Sequence[Sub
         own = [change for change in found.comparisons if change.to == model.label]
         if own:
             _print_changes(found.baseline.label, model.label, own, console)
+    print_notes(severity.sentences(found, found.scorers), console)
     _print_corrected(found, console)
     notes = " ".join(quality_notes(found.models))
     print_table(console, "Quality of the answers", _quality_table(found.models), notes or None)
