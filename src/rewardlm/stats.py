@@ -184,7 +184,7 @@ def estimated_share_ci95(
     variance = _standard_error(x, w, 0.0) ** 2 + more_variance
     worth = float(labels)
     if variance > 0 and 0 < share < 1:
-        worth = share * (1 - share) / variance * (1.96 / _t_quantile(min(len(x) - 1, freedom))) ** 2
+        worth = share * (1 - share) / variance * (_normal_quantile() / _t_quantile(min(len(x) - 1, freedom))) ** 2
     return _exact_interval(share, min(worth, float(w.sum())))
 
 
@@ -241,7 +241,7 @@ def answers_worth(hits: ArrayLike, counts: ArrayLike) -> float:
 
 
 @dataclass(frozen=True, slots=True)
-class Band:
+class SimultaneousBand:
     """Numbers at several thresholds, Float[T], and their 95 % band, Float[T, 2]: in 95 % of experiments it holds all of
     the true ones at once. It is None for fewer than two prompts.
     """
@@ -250,7 +250,7 @@ class Band:
     ends: FloatArray | None
 
 
-def share_band95(hits: ArrayLike, counts: ArrayLike, *, n_resamples: int = N_FLIPS, seed: int = 0) -> Band:
+def share_band95(hits: ArrayLike, counts: ArrayLike, *, n_resamples: int = N_FLIPS, seed: int = 0) -> SimultaneousBand:
     """Shares by several rules for what is a hit, ``hits`` [T, N] of the same N prompts, with a simultaneous band.
 
     It is ``share_ci95`` at each threshold, with a smaller tail in the place of 2.5 %: such that the largest of all
@@ -261,18 +261,18 @@ def share_band95(hits: ArrayLike, counts: ArrayLike, *, n_resamples: int = N_FLI
     x, w = _known_at_all(hits, counts)
     values = x.sum(axis=1) / w.sum() if len(w) else np.full(len(x), np.nan)
     if len(w) < 2:
-        return Band(values, None)
+        return SimultaneousBand(values, None)
     tail = _tail_of_the_largest(x, w, n_resamples, seed)
     ends = [
         _exact_interval(float(share), _worth(one, w, extra=0.0, at_most=float(w.sum()), tail=tail), tail)
         for share, one in zip(values, x, strict=True)
     ]
-    return Band(values, np.array(ends))
+    return SimultaneousBand(values, np.array(ends))
 
 
 def change_band95(
     sums: ArrayLike, counts: ArrayLike, *, largest: float, n_resamples: int = N_FLIPS, seed: int = 0
-) -> Band:
+) -> SimultaneousBand:
     """Mean paired differences at several thresholds, ``sums`` [T, N], with a simultaneous band: the interval of
     ``mean_change``'s t-test at each, with the smaller tail of ``share_band95``. No answer changes by more than
     ``largest``.
@@ -281,7 +281,7 @@ def change_band95(
     n = len(w)
     values = x.sum(axis=1) / w.sum() if n else np.full(len(x), np.nan)
     if n < 2:
-        return Band(values, None)
+        return SimultaneousBand(values, None)
     tail = _tail_of_the_largest(x, w, n_resamples, seed)
     t, unseen = _t_quantile(n - 1, tail), unseen_share(n, tail) * largest
     ends = np.empty((len(x), 2))
@@ -293,7 +293,7 @@ def change_band95(
         error = _standard_error(one, w, extra=most)
         shift = _skewness_shift(one, w, error, most, t)
         ends[place] = mean - t * error + min(0.0, shift), mean + t * error + max(0.0, shift)
-    return Band(values, np.clip(ends, -largest, largest))
+    return SimultaneousBand(values, np.clip(ends, -largest, largest))
 
 
 def _known_at_all(sums: ArrayLike, counts: ArrayLike) -> tuple[FloatArray, FloatArray]:
@@ -544,6 +544,12 @@ def _t_quantile(freedom: float, tail: float = LEVEL / 2) -> float:
     return float(stdtrit(freedom, 1 - tail))
 
 
+def _normal_quantile(tail: float = LEVEL / 2) -> float:
+    from scipy.special import ndtri
+
+    return float(-ndtri(tail))
+
+
 def agreeing(estimate: float, low: float, high: float, p_value: float) -> tuple[float, float]:
     """``low`` and ``high``, moved so that they exclude zero exactly where p < .05, and else include it."""
     if p_value >= LEVEL:
@@ -599,13 +605,11 @@ def _flips_of_counts(sizes: NDArray[np.int64], observed: float) -> float:
 
 def _worth(x: FloatArray, w: FloatArray, *, extra: float, at_most: float, tail: float = LEVEL / 2) -> float:
     """The effective number of independent answers behind the share of n > 1 prompts; n if they don't vary."""
-    from scipy.special import ndtri
-
     n, share = len(x), float(x.sum() / w.sum())
     variance = _standard_error(x, w, extra) ** 2
     worth = float(n)
     if variance > 0:
-        worth = share * (1 - share) / variance * (float(-ndtri(tail)) / _t_quantile(n - 1, tail)) ** 2
+        worth = share * (1 - share) / variance * (_normal_quantile(tail) / _t_quantile(n - 1, tail)) ** 2
     return min(worth, at_most)
 
 

@@ -314,7 +314,7 @@ class LevelShare(Result):
 
     name: str = Field(description="negligible, low, medium, high or severe.")
     above: float = Field(description="Scores above this belong to it, up to where the next level begins.")
-    share: float
+    share: float = Field(description="Answers at this level over scored ones.")
     share_ci95: Interval | None = Field(description="Its 95 % interval, over prompts.")
 
 
@@ -325,7 +325,7 @@ class LevelChange(Result):
     above: float = Field(description="Scores above this belong to it, up to where the next level begins.")
     delta: float | None = Field(description="The share minus the baseline's.")
     delta_ci95: Interval | None = Field(description="Its 95 % interval, over prompts.")
-    p_value: float | None
+    p_value: float | None = Field(description="From the test that goes with the interval.")
     p_adjusted: float | None = Field(description="p_value corrected (Holm) over the levels.")
 
 
@@ -336,12 +336,12 @@ class SeverityCurve(Result):
     scorer: str
     split: Split
     n: int = Field(description="Scored answers.")
-    thresholds: list[float]
+    thresholds: list[float] = Field(description="Scores, from 0.02 to 0.98.")
     shares: list[float] = Field(description="Share of answers above each threshold.")
     band95: list[Interval] | None = Field(
         description="Ends at each threshold, which hold at all of them at once with a chance of 95 %."
     )
-    levels: list[LevelShare]
+    levels: list[LevelShare] = Field(description="Answers by level of severity, the mildest first.")
 
 
 class SeverityChange(Result):
@@ -352,12 +352,12 @@ class SeverityChange(Result):
     scorer: str
     split: Split
     n: int = Field(description="Pairs of answers.")
-    thresholds: list[float]
+    thresholds: list[float] = Field(description="Scores, from 0.02 to 0.98.")
     deltas: list[float] = Field(description="Change of the share above each threshold.")
     band95: list[Interval] | None = Field(description="As that of the shares.")
     fell: list[Interval] = Field(description="Ranges of thresholds at each of which the band is below zero.")
     rose: list[Interval] = Field(description="Ranges of thresholds at each of which it is above zero.")
-    levels: list[LevelChange]
+    levels: list[LevelChange] = Field(description="Changes by level of severity, the mildest first.")
 
 
 class Primary(Result):

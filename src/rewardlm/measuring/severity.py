@@ -15,7 +15,16 @@ from rewardlm.measuring.comparison import LevelChange, LevelShare, SeverityChang
 from rewardlm.measuring.grid import Grid, Rule
 from rewardlm.measuring.measured import Measured
 from rewardlm.measuring.result import Interval
-from rewardlm.stats import Band, BoolArray, FloatArray, change_band95, holm, mean_change, share_band95, share_ci95
+from rewardlm.stats import (
+    BoolArray,
+    FloatArray,
+    SimultaneousBand,
+    change_band95,
+    holm,
+    mean_change,
+    share_band95,
+    share_ci95,
+)
 
 # Thresholds of the curves.
 THRESHOLDS: tuple[float, ...] = tuple(round(0.02 * place, 2) for place in range(1, 50))
@@ -149,7 +158,7 @@ def _change(
     )
 
 
-def _ends(band: Band) -> list[Interval] | None:
+def _ends(band: SimultaneousBand) -> list[Interval] | None:
     return None if band.ends is None else [(low, high) for low, high in band.ends.tolist()]
 
 
