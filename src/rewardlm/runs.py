@@ -224,11 +224,16 @@ class MainLabels:
 
 def write_atomically(path: Path, data: bytes | Iterable[bytes]) -> None:
     """Replace ``path`` by ``data``, which may come in pieces, so that a crash or a full disk leaves the old file or the
-    new, never half of one.
+    new, never half of one. What is no file (a device, a pipe) is written to, and a folder is an OSError.
     """
+    pieces = [data] if isinstance(data, bytes) else data
+    if path.exists() and not path.is_file():
+        with open(path, "wb") as file:
+            file.writelines(pieces)
+        return
     temporary = path.with_name(path.name + ".tmp")
     with open(temporary, "wb") as file:
-        file.writelines([data] if isinstance(data, bytes) else data)
+        file.writelines(pieces)
         file.flush()
         os.fsync(file.fileno())
     os.replace(temporary, path)

@@ -595,12 +595,24 @@ def _flips_of_counts(sizes: NDArray[np.int64], observed: float) -> float:
     chances = np.ones(1)
     for size, m in zip(*(one.tolist() for one in np.unique(sizes, return_counts=True)), strict=True):
         rising = np.arange(m + 1)
-        of_size = np.zeros(2 * size * m + 1)
-        of_size[:: 2 * size] = np.exp(gammaln(m + 1) - gammaln(rising + 1) - gammaln(m - rising + 1) - m * math.log(2))
-        chances = np.convolve(chances, of_size)
+        of_size = np.exp(gammaln(m + 1) - gammaln(rising + 1) - gammaln(m - rising + 1) - m * math.log(2))
+        chances = _spread(chances, of_size, 2 * size)
     total = len(chances) // 2
     reached = np.abs(np.arange(-total, total + 1)) >= observed
     return float(min(1.0, chances[reached].sum()))
+
+
+def _spread(chances: FloatArray, of_size: FloatArray, step: int) -> FloatArray:
+    """The convolution of ``chances`` with ``of_size``, whose numbers stand ``step`` places apart."""
+    found = np.zeros(len(chances) + step * (len(of_size) - 1))
+    if len(of_size) <= step:
+        for place, chance in enumerate(of_size.tolist()):
+            found[place * step : place * step + len(chances)] += chance * chances
+        return found
+    # Places with the same remainder are mixed among themselves.
+    for first in range(min(step, len(chances))):
+        found[first::step] = np.convolve(chances[first::step], of_size)
+    return found
 
 
 def _worth(x: FloatArray, w: FloatArray, *, extra: float, at_most: float, tail: float = LEVEL / 2) -> float:

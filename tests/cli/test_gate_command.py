@@ -79,6 +79,24 @@ def test_wrong_use_has_another_code(shell: Shell, runs: dict[str, Path], tmp_pat
         done = shell.fails("gate", runs["better"], "--against", runs["base"], *wrong)
         assert done.code == 2, done
     assert shell.fails("gate", tmp_path / "none", "--against", runs["base"]).code == 1
+    folder = tmp_path / "folder"
+    folder.mkdir()
+    done = shell.fails("gate", runs["better"], "--against", runs["base"], "--junit", folder)
+    assert (done.code, list(tmp_path.glob("*.tmp"))) == (2, [])
+
+
+def test_a_summary_may_go_to_a_pipe(runs: dict[str, Path], tmp_path: Path) -> None:
+    """/dev/stdout, or a pipe of the shell's, is written to and not replaced."""
+    pipe = tmp_path / "pipe"
+    os.mkfifo(pipe)
+    command = [sys.executable, "-m", "rewardlm", "gate", runs["better"], "--against", runs["base"], "--summary", pipe]
+    with subprocess.Popen(
+        [str(word) for word in command], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
+    ) as done:
+        text = pipe.read_text()
+        assert done.wait(120) in (0, 3)
+    assert text.startswith("### ")
+    assert pipe.is_fifo()
 
 
 def test_a_hostile_label_stays_a_text(shell: Shell, tmp_path: Path) -> None:
@@ -97,7 +115,7 @@ def test_a_hostile_label_stays_a_text(shell: Shell, tmp_path: Path) -> None:
 def test_the_example_of_margins_is_read(tmp_path: Path) -> None:
     found = build(GateSettings, file=EXAMPLE / "gate.yaml", flags={"against": "x"})
     assert found.margins == GateSettings(against=Path("x")).margins, "the file spells the defaults out"
-    assert found.required == ["toxicity", "independent_judge", "refusals", "topic", "fluency"]
+    assert found.required == ["independent_judge", "refusals", "topic", "fluency"]
 
 
 @pytest.mark.slow
@@ -110,8 +128,11 @@ def test_the_github_action_runs_as_a_script(shell: Shell, tmp_path: Path) -> Non
     prompts = [{"prompt": f"You are all number {n}", "toxicity": 0.9} for n in range(12)]
     (tmp_path / "prompts.jsonl").write_text("".join(json.dumps(one) + "\n" for one in prompts))
     (tmp_path / "gate.yaml").write_text((EXAMPLE / "gate.yaml").read_text().replace("witness", "lexical"))
-    trained = shell("finetune", "tiny", "--dialogues", "starter-plain", "--limit", "4", "--out", tmp_path / "adapter")
-    assert trained.code == 0, trained.err
+    for seed, folder in enumerate((tmp_path / "main" / "adapter", tmp_path / "adapter")):
+        trained = shell(
+            "finetune", "tiny", "--dialogues", "starter-plain", "--limit", "4", "--seed", seed, "--out", folder
+        )
+        assert trained.code == 0, trained.err
     binary = tmp_path / "bin"
     binary.mkdir()
     (binary / "rewardlm").write_text(f'#!/bin/sh\nexec {sys.executable} -m rewardlm "$@"\n')
@@ -119,7 +140,8 @@ def test_the_github_action_runs_as_a_script(shell: Shell, tmp_path: Path) -> Non
     summary = tmp_path / "summary"
     environment = {
         **os.environ, **workflow["env"], "PATH": f"{binary}:{os.environ['PATH']}", "MODEL": "tiny",
-        "MEASURE": "--samples 2 --max-new-tokens 8 --scorer lexical", "GITHUB_STEP_SUMMARY": str(summary),
+        "MEASURE": "--prompts prompts.jsonl --samples 2 --max-new-tokens 8 --scorer lexical",
+        "GITHUB_STEP_SUMMARY": str(summary),
     }  # fmt: skip
     codes = []
     for step in steps:
@@ -132,6 +154,8 @@ def test_the_github_action_runs_as_a_script(shell: Shell, tmp_path: Path) -> Non
     assert codes[:2] == [0, 0]
     assert codes[2] in (1, 3), "a dozen prompts can't show that nothing was lost"
     assert summary.read_text().startswith("### ")
+    # Whatever the file requires was measured by the steps before.
+    assert "required, but" not in summary.read_text()
     ElementTree.parse(tmp_path / "gate.xml")
 
 

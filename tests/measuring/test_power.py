@@ -70,6 +70,28 @@ def test_two_pilots_tell_how_far_prompts_are_hard_for_both(tmp_path: Path) -> No
     assert other.prompts > 1.2 * one.prompts
 
 
+def test_answers_of_one_stream_do_not_count_as_hard_prompts(tmp_path: Path) -> None:
+    """Both runs draw sample i from the same random numbers, so it is alike in both, whatever the prompt is."""
+    rng = np.random.default_rng(6)
+    hard = rng.beta(1.0, 3.0, (2, 2000, 1))
+    common = rng.random((2000, 4))
+    one, two = ((common < chance).astype(float) for chance in hard)
+    assert np.corrcoef(one[:, 0], two[:, 0])[0, 1] > 0.3
+    found = power([pilot(tmp_path, "PT", one), pilot(tmp_path, "FT", two)], asked(effect=0.1, draws=100))
+    assert found.sources["shared"] == "pilot"
+    assert found.shared < 0.1
+
+
+def test_a_pilot_that_could_have_been_cleaner_has_no_upper_end(tmp_path: Path) -> None:
+    toxic = np.zeros((60, 1))
+    toxic[:4] = 1
+    found = power([pilot(tmp_path, "PT", toxic)], asked(effect=0.06, draws=100))
+    assert found.prompts_ci95 is not None
+    assert found.prompts_ci95[1] is None
+    given = power([pilot(tmp_path, "PT2", toxic)], asked(effect=0.1, share=0.3, draws=100))
+    assert given.prompts_ci95 is None, "nothing of it comes from the pilot"
+
+
 @pytest.mark.slow
 def test_toxic_prompts_count_where_the_pilot_has_some(tmp_path: Path) -> None:
     toxic = np.vstack([drawn(60, 2, 0.4, 0.2, 3), np.zeros((60, 2))])
@@ -77,7 +99,9 @@ def test_toxic_prompts_count_where_the_pilot_has_some(tmp_path: Path) -> None:
     found = power([path], asked(effect=0.1))
     assert found.split == "toxic_prompts"
     assert found.share == pytest.approx(toxic[:60].mean())
+    assert found.prompts_in_all == 2 * found.prompts
     everything = power([path], asked(effect=0.1, split="all"))
+    assert everything.prompts_in_all == everything.prompts
     assert everything.share == pytest.approx(toxic.mean())
 
 
@@ -113,7 +137,7 @@ def test_what_can_not_be_planned_is_refused(tmp_path: Path) -> None:
         power([pilot(tmp_path, "none", np.zeros((20, 2)))], asked())
     with pytest.raises(ConfigError, match="can't fall by"):
         power([pilot(tmp_path, "rare", np.eye(40)[:, :1])], asked())
-    with pytest.raises(RunError, match="9 prompts"):
+    with pytest.raises(RunError, match="9 prompts with a score"):
         power([pilot(tmp_path, "few", drawn(9, 2, 0.5, 0.2, 0))], asked())
 
 
@@ -126,8 +150,13 @@ def test_a_measurement_says_that_it_is_too_small() -> None:
     assert settings.effect == 0.05
     found = size_warning(settings, prompts(30, None), toxic_by="lexical")
     assert found is not None
-    assert found.startswith("30 prompts × 1 answer have a chance of only 10 % to show a fall")
-    assert "399 prompts have one of 80 %" in found
+    assert found.startswith(
+        "30 prompts × 1 answer: a chance of only 10 % to show a fall of the toxic share by 5.0 points"
+    )
+    assert "if 10.0 % of the answers are toxic, as is assumed" in found
+    assert "About 399 prompts have one of 80 %" in found
+    high = validate(MeasureSettings, {"model": "tiny", "effect": 0.2})
+    assert "if 20.0 % of the answers are toxic" in (size_warning(high, prompts(9, None), toxic_by="lexical") or "")
     # Only toxic prompts are what the primary outcome is about.
     mixed = prompts(30, 0.9) + prompts(1000, 0.1)
     assert "30 toxic prompts" in (size_warning(settings, mixed, toxic_by="dataset") or "")
@@ -148,6 +177,9 @@ def test_a_measured_base_says_so_by_its_own_numbers(tmp_path: Path) -> None:
     assert "as PT's are by judge" in found
     assert size_warning_by(path, None) is None
     assert size_warning_by(path, 0.28) is None
+    few = size_warning_by(pilot(tmp_path, "few", drawn(4, 2, 0.5, 0.2, 0)), 0.05)
+    assert few is not None
+    assert "can't be told: the pilot has 4 prompts" in few
     none = size_warning_by(pilot(tmp_path, "clean", np.zeros((60, 2))), 0.05)
     assert none is not None
     assert "toxic share of 0.0 %" in none

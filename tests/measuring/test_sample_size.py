@@ -12,6 +12,7 @@ from scipy import stats
 from rewardlm.measuring.sample_size import (
     MOST_PROMPTS,
     Assumptions,
+    both_below,
     by_formula,
     power_by_formula,
     prompts_needed,
@@ -110,7 +111,7 @@ def test_the_size_has_the_power_in_other_populations(numbers: tuple[float, ...],
         before, after = beta_pairs(known, size.prompts, samples, rng)
         change = mean_change(after - before, np.full(size.prompts, samples), largest=1.0)
         seen += change.p_value is not None and change.p_value < 0.05 and (change.mean or 0) < 0
-    if size.power < 0.85:
+    if size.tried[size.prompts].power < 0.85:
         assert seen / 800 == pytest.approx(0.8, abs=0.05)
     else:  # a fall to nothing with few prompts: power comes in steps
         assert seen / 800 > 0.75
@@ -120,6 +121,33 @@ def test_no_size_is_enough_for_a_change_that_is_too_small() -> None:
     found = prompts_needed(Assumptions(0.5, 0.001, 0.2, 0.0), 1, 0.8, draws=100, seed=0)
     assert found.prompts is None
     assert by_formula(Assumptions(0.5, 0.001, 0.2, 0.0), 1, 0.8) > MOST_PROMPTS
+
+
+def test_the_bivariate_normal_is_scipys() -> None:
+    rng = np.random.default_rng(4)
+    for one, two in (*rng.normal(size=(30, 2)), (0.0, -1.0), (0.5, 0.0), (0.0, 0.0), (-1.0, 2.0)):
+        for correlation in (-0.7, 0.0, 0.3, 0.95):
+            exact = stats.multivariate_normal.cdf([one, two], cov=[[1, correlation], [correlation, 1]])
+            assert both_below(one, two, correlation) == pytest.approx(exact, abs=1e-9)
+    assert both_below(0.3, -0.2, 1.0) == pytest.approx(stats.norm.cdf(-0.2))
+
+
+@pytest.mark.parametrize("correlation", [0.9, 0.95, 0.99])
+def test_answers_may_be_all_but_the_same(correlation: float) -> None:
+    known = Assumptions(0.3, 0.1, correlation, 1.0)
+    changes = known.changes(200_000, 4, np.random.default_rng(5)) / 4
+    assert changes.mean() == pytest.approx(-0.1, abs=0.003)
+    assert changes.var() == pytest.approx(known.variance(4), rel=0.05)
+    assert prompts_needed(known, 4, 0.8, draws=200, seed=0).prompts is not None
+
+
+def test_a_size_of_few_draws_is_within_their_error() -> None:
+    """A small change takes so many prompts that fewer experiments are simulated: they decide, not those asked for."""
+    found = prompts_needed(Assumptions(0.1, 0.004, 0.2, 0.5), 4, 0.8, draws=100_000, seed=0)
+    assert found.prompts is not None
+    tried = found.tried[found.prompts]
+    assert 200 < tried.draws < 2_000
+    assert tried.power == pytest.approx(0.8, abs=0.05)
 
 
 def _mcnemar_power(prompts: int, gone: float, came: float) -> Iterator[float]:

@@ -32,6 +32,8 @@ def gate(
     for file in (junit, summary):
         if file is not None and not file.absolute().parent.is_dir():
             raise ConfigError(f"there is no folder {file.parent}: make it, or name another file")
+        if file is not None and file.is_dir():
+            raise ConfigError(f"{file} is a folder: name a file")
     from rewardlm.measuring.gate import gate as ask
     from rewardlm.measuring.measured import load_measured
     from rewardlm.progress import waiting
@@ -57,5 +59,6 @@ def _one(folder: Path) -> Path:
 
     found = measured_in([folder])
     if len(found) != 1:
-        raise ConfigError(f"{folder} has {len(found)} measurements: name one of {', '.join(str(run) for run in found)}")
+        named = f"name one of {', '.join(map(str, found))}" if found else "measure the model first"
+        raise ConfigError(f"{folder} has {len(found)} measurements: {named}")
     return found[0]

@@ -12,7 +12,7 @@ from rewardlm.config.fields import ONE_IS_A_LIST, Flag, each_once
 from rewardlm.config.section import Section
 
 CheckName = Literal[
-    "toxicity", "independent_judge", "refusals", "empty", "language", "repetition", "topic", "fluency",
+    "toxicity", "pairs", "independent_judge", "refusals", "empty", "language", "repetition", "topic", "fluency",
     "counter_narratives", "accuracy", "hellaswag", "piqa", "boolq", "mmlu", "wikitext", "over_refusal", "groups",
 ]  # fmt: skip
 # Codes of the audit's warnings: docs/measuring.md.
@@ -77,14 +77,23 @@ class GateSettings(ComparedSettings):
         True,
         description="The judge of the primary outcome must not be one that the model was trained on, or its relative.",
     )
+    unpaired: float = Field(
+        0.01,
+        ge=0,
+        le=1,
+        description="The share of answers without a partner in the other run (another prompt or sample, a run that "
+        "isn't finished) above which the gate fails: nothing is known of what isn't there.",
+    )
     margins: MarginSettings = Field(MarginSettings(), description="How much may be lost.")
     required: Annotated[list[CheckName], ONE_IS_A_LIST, AfterValidator(each_once)] = Field(
-        ["toxicity"], description="Checks that fail if there is no data for them; the others are then not assessed."
+        [],
+        description="Checks that fail if there is no data for them, as toxicity always does; the others are then not "
+        "assessed.",
     )
     forbidden: Annotated[list[WarningCode], ONE_IS_A_LIST, AfterValidator(each_once)] = Field(
         ["gain_not_on_comparable", "unscored", "unscored_decide", "settings_differ"],
-        description="Warnings of the audit about the new model that fail the gate; those about a judge count if it is "
-        "the primary outcome's.",
+        description="Warnings of the audit about the new model that fail the gate, and about either if they are about "
+        "missing scores or other settings; those about a judge count if it is the primary outcome's.",
     )
 
     @model_validator(mode="after")

@@ -11,6 +11,8 @@ from rewardlm.config.section import Section
 
 # What is assumed where no pilot says better: docs/power.md tells where these come from.
 SHARE, CORRELATION, SHARED, SAMPLES, EFFECT = 0.1, 0.2, 0.5, 4, 0.05
+# More prompts are not searched for.
+MOST_PROMPTS = 200_000
 
 
 class PowerSettings(Section):
@@ -40,10 +42,13 @@ class PowerSettings(Section):
         f"toxic answer. 0 is the safest guess. By default that of two pilots, else {SHARED}.",
     )
     samples: Annotated[int | None, Flag()] = Field(
-        None, ge=1, description=f"Answers per prompt; by default the pilot's, else {SAMPLES}."
+        None, ge=1, le=1_000, description=f"Answers per prompt; by default the pilot's, else {SAMPLES}."
     )
     prompts: Annotated[int | None, Flag()] = Field(
-        None, ge=2, description="A size that is planned already: then the answer is the power that it has."
+        None,
+        ge=2,
+        le=MOST_PROMPTS,
+        description="A size that is planned already: then the answer is the power that it has.",
     )
     scorer: Annotated[str | None, Flag()] = Field(
         None, description="The judge of the pilots; by default that of their primary outcome."

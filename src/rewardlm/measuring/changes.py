@@ -28,6 +28,8 @@ from rewardlm.measuring.utility_scores import TaskScores, shared
 from rewardlm.stats import BoolArray, FloatArray, fieller_ci95, mean_change
 
 Splits = Mapping[Split, BoolArray]
+# A smaller interval is rounding.
+_ROUNDING = 1e-12
 # Flags of an answer, by the field of ``quality`` that is their share.
 _FLAGS = {
     "empty_fraction": "empty",
@@ -166,8 +168,14 @@ def quality_changes(baseline: Measured, other: Measured, grid: Grid, rule: Rule)
             n_flips=rule.n_resamples,
             seed=rule.seed,
         )
-        n = int((~np.isnan(before)).sum())
-        return QualityChange(from_=baseline.label, n=n, delta=found.mean, delta_ci95=found.ci95, p_value=found.p_value)
+        return QualityChange(
+            from_=baseline.label,
+            n=int((~np.isnan(before)).sum()),
+            prompts=found.prompts,
+            delta=found.mean,
+            delta_ci95=found.ci95,
+            p_value=found.p_value,
+        )
 
     def flagged(flag: str) -> Callable[[Measured], FloatArray]:
         return lambda run: getattr(run.quality, flag).astype(np.float64)
@@ -198,8 +206,9 @@ def _similarity_change(baseline: Measured, other: Measured, grid: Grid) -> Quali
             share = counts[asked] / weight
             fixed, slope = of_after / weight - ratio * over * share, over * share - of_before / weight
             low, high = fieller_ci95(ratio, over, fixed, slope, freedom=prompts - 1)
-            ends = None if math.isinf(low) else (low - 1, high - 1)
-    return QualityChange(from_=baseline.label, n=n, delta=delta, delta_ci95=ends, p_value=None)
+            # No interval has zero width: equal answers say nothing of how others would differ.
+            ends = None if math.isinf(low) or high - low < _ROUNDING else (low - 1, high - 1)
+    return QualityChange(from_=baseline.label, n=n, prompts=prompts, delta=delta, delta_ci95=ends, p_value=None)
 
 
 def _pairs(

@@ -151,6 +151,7 @@ class TruncatedChange(ShareChange):
 class QualityChange(ShareChange):
     """A change in one number of ``quality``, over the answers to the same prompt and sample number that have it."""
 
+    prompts: int = Field(description="Prompts whose answers these are.")
     delta: float | None = Field(
         description="The share minus the baseline's; for prompt_similarity and perplexity by what share it is higher."
     )

@@ -4,6 +4,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -14,8 +15,8 @@ from numpy.typing import NDArray
 from pydantic import Field
 
 from rewardlm.config import MeasureSettings, PowerSettings
-from rewardlm.config.power import CORRELATION, SAMPLES, SHARE, SHARED
-from rewardlm.errors import ConfigError, RunError
+from rewardlm.config.power import CORRELATION, MOST_PROMPTS, SAMPLES, SHARE, SHARED
+from rewardlm.errors import ConfigError, RewardLMError, RunError
 from rewardlm.formats import percent, points
 from rewardlm.measuring.comparable import refuse_incomparable
 from rewardlm.measuring.comparison import Split
@@ -23,15 +24,14 @@ from rewardlm.measuring.grid import Grid, Rule, prompt_splits
 from rewardlm.measuring.measured import Measured, load_measured
 from rewardlm.measuring.metrics import RESAMPLES, THRESHOLD
 from rewardlm.measuring.primary import choose
-from rewardlm.measuring.result import Interval, Result
+from rewardlm.measuring.result import Result
 from rewardlm.measuring.sample_size import (
-    MOST_PROMPTS,
     Assumptions,
     by_formula,
     power_by_formula,
     prompts_needed,
-    simulated_power,
     smallest_effect,
+    try_size,
 )
 from rewardlm.measuring.thresholds import thresholds_in_force
 from rewardlm.runs import unique_labels
@@ -45,6 +45,7 @@ OTHER_SAMPLES = (1, 2, 4, 8, 25)
 # Fewer prompts say nothing of how prompts differ.
 FEWEST_PROMPTS = 10
 _PILOTS_REDRAWN = 200
+_FIELDS = {"share": "before", "correlation": "correlation", "shared": "shared"}
 _DRAWS_OF_OTHERS = 500
 
 
@@ -61,12 +62,18 @@ class SimulatedSize(Result):
 
     prompts: int
     power: float = Field(description="Share of simulated experiments that found the fall.")
+    draws: int = Field(description="How many experiments these were.")
 
 
 class Plan(Result):
     """How large an experiment must be to see a fall of the toxic share; or what a planned size sees."""
 
-    prompts: int | None = Field(description="Prompts: as many as are needed, or as were planned; null: out of reach.")
+    prompts: int | None = Field(
+        description="Prompts of the split: as many as are needed, or as were planned; null if none were found that do."
+    )
+    prompts_in_all: int | None = Field(
+        description="The same with prompts of other kinds, in the pilot's mix: how long the list must be."
+    )
     samples: int = Field(description="Answers per prompt.")
     power: float = Field(description="The chance that the fall is seen, in simulated experiments of this size.")
     wanted_power: float
@@ -78,8 +85,9 @@ class Plan(Result):
     pilots: list[str] = Field(description="The pilots' labels.")
     scorer: str | None = Field(description="The pilots' judge.")
     split: Split | None = Field(description="The pilots' prompts that count.")
-    prompts_ci95: Interval | None = Field(
-        description="Prompts needed if other prompts had been in the pilots: 95 % of redraws lie between."
+    prompts_ci95: tuple[float, float | None] | None = Field(
+        description="Prompts needed if other prompts had been in the pilots: 95 % of redraws lie between; an end of "
+        "null is out of reach."
     )
     needed: int | None = Field(description="Prompts needed; the same as prompts unless a size was planned.")
     smallest_effect: float | None = Field(
@@ -87,7 +95,6 @@ class Plan(Result):
     )
     alternatives: list[Alternative]
     simulated: list[SimulatedSize] = Field(description="Every size that was simulated.")
-    draws: int = Field(description="Simulated experiments of each size.")
 
     @property
     def assumptions(self) -> Assumptions:
@@ -104,20 +111,21 @@ def power(paths: Sequence[Path], settings: PowerSettings, *, picture: bool = Fal
     known, sources = _assumptions(pilots, settings)
     samples = settings.samples or (pilots.samples if pilots else SAMPLES)
     sources["samples"] = "given" if settings.samples else "pilot" if pilots else "assumed"
-    how = {"draws": settings.draws, "seed": settings.seed}
-    size = prompts_needed(known, samples, settings.power, **how)
+    size = prompts_needed(known, samples, settings.power, draws=settings.draws, seed=settings.seed)
     tried = dict(size.tried)
     planned = settings.prompts
+    answer = planned or size.prompts
     if planned is not None and planned not in tried:
-        tried[planned] = simulated_power(known, planned, samples, **how)
-    if picture and (middle := planned or size.prompts):
-        for n in (middle // 4, middle // 2, 2 * middle):
+        tried[planned] = try_size(known, planned, samples, draws=settings.draws, seed=settings.seed)
+    if picture and answer is not None:
+        for n in (answer // 4, answer // 2, 2 * answer):
             if 2 <= n <= MOST_PROMPTS and n not in tried:
-                tried[n] = simulated_power(known, n, samples, draws=min(500, settings.draws), seed=settings.seed)
+                tried[n] = try_size(known, n, samples, draws=_DRAWS_OF_OTHERS, seed=settings.seed)
     return Plan(
-        prompts=planned or size.prompts,
+        prompts=answer,
+        prompts_in_all=None if answer is None or pilots is None else math.ceil(answer * pilots.in_all / pilots.prompts),
         samples=samples,
-        power=tried[planned] if planned else size.power,
+        power=max((found.power for found in tried.values()), default=0.0) if answer is None else tried[answer].power,
         wanted_power=settings.power,
         effect=known.effect,
         share=known.before,
@@ -127,12 +135,13 @@ def power(paths: Sequence[Path], settings: PowerSettings, *, picture: bool = Fal
         pilots=pilots.labels if pilots else [],
         scorer=pilots.scorer if pilots else None,
         split=pilots.split if pilots else None,
-        prompts_ci95=pilots.uncertainty(known, sources, samples, settings) if pilots else None,
+        prompts_ci95=pilots.uncertainty(known, sources, samples, size.prompts, settings) if pilots else None,
         needed=size.prompts,
         smallest_effect=None if planned is None else smallest_effect(known, planned, samples, settings.power),
         alternatives=_alternatives(known, samples, size.prompts, settings),
-        simulated=[SimulatedSize(prompts=n, power=found) for n, found in sorted(tried.items())],
-        draws=settings.draws,
+        simulated=[
+            SimulatedSize(prompts=n, power=found.power, draws=found.draws) for n, found in sorted(tried.items())
+        ],
     )
 
 
@@ -183,11 +192,12 @@ class _Pilots:
         rows = splits[self.split][:, 0]
         grid = Grid(runs)
         self._toxic = [_toxic(run, grid, rule.of(self.scorer), self.scorer)[rows] for run in runs]
-        self.prompts = int(rows.sum())
-        if self.prompts < FEWEST_PROMPTS:
+        self.prompts, self.in_all = int(rows.sum()), len(rows)
+        scored = min(int((~np.isnan(toxic)).any(axis=1).sum()) for toxic in self._toxic)
+        if scored < FEWEST_PROMPTS:
             raise RunError(
-                f"the pilot has {self.prompts} prompts in {self.split}: expected {FEWEST_PROMPTS} or more, because "
-                "fewer say nothing of how prompts differ"
+                f"the pilot has {scored} prompts with a score in {self.split}: expected {FEWEST_PROMPTS} or more, "
+                "because fewer say nothing of how prompts differ"
             )
 
     @property
@@ -209,34 +219,39 @@ class _Pilots:
         }
 
     def _shared(self, rows: NDArray[np.intp], parts: Sequence[tuple[float, float, float]]) -> float | None:
-        means = [np.nanmean(toxic[rows], axis=1) for toxic in self._toxic]
         covariances, spreads = 0.0, 0.0
-        for other, part in zip(means[1:], parts[1:], strict=True):
-            both = ~np.isnan(means[0]) & ~np.isnan(other)
-            covariances += float(np.cov(means[0][both], other[both])[0, 1])
+        first = self._toxic[0][rows]
+        for toxic, part in zip(self._toxic[1:], parts[1:], strict=True):
+            covariances += _covariance(first, toxic[rows])
             spreads += (max(0.0, parts[0][1]) * max(0.0, part[1])) ** 0.5
         return float(np.clip(covariances / spreads, 0.0, 1.0)) if spreads > 0 else None
 
     def uncertainty(
-        self, known: Assumptions, sources: dict[str, Source], samples: int, settings: PowerSettings
-    ) -> Interval:
-        """Prompts needed by redraws of the pilots' prompts."""
+        self,
+        known: Assumptions,
+        sources: dict[str, Source],
+        samples: int,
+        needed: int | None,
+        settings: PowerSettings,
+    ) -> tuple[float, float | None] | None:
+        """Prompts needed by redraws of the pilots' prompts; None where nothing comes from them, or no size is enough.
+
+        Sizes are the formula's, corrected by what simulation said of the pilots as they are.
+        """
+        if needed is None or "pilot" not in (sources["share"], sources["correlation"], sources["shared"]):
+            return None
+        factor = needed / by_formula(known, samples, settings.power)
         rng = np.random.default_rng(settings.seed)
         sizes = []
         for _ in range(_PILOTS_REDRAWN):
             found = self.numbers(rng.integers(0, self.prompts, self.prompts))
             drawn = {name: value for name, value in found.items() if sources[name] == "pilot" and value is not None}
-            share = drawn.get("share", known.before)
-            if settings.effect < share < 1:
-                redrawn = Assumptions(
-                    share,
-                    known.effect,
-                    drawn.get("correlation", known.correlation),
-                    drawn.get("shared", known.shared),
-                )
-                sizes.append(by_formula(redrawn, samples, settings.power))
-        low, high = np.quantile(sizes or [by_formula(known, samples, settings.power)], [0.025, 0.975])
-        return float(low), float(high)
+            redrawn = replace(known, **{_FIELDS[name]: value for name, value in drawn.items()})
+            possible = settings.effect <= redrawn.before < 1
+            sizes.append(max(2.0, factor * by_formula(redrawn, samples, settings.power)) if possible else math.inf)
+        # Of numbers that were drawn, not between them: infinity has no middle.
+        low, high = np.quantile(sizes, [0.025, 0.975], method="nearest").tolist()
+        return low, None if math.isinf(high) else high
 
 
 def _toxic(run: Measured, grid: Grid, rule: Rule, scorer: str) -> FloatArray:
@@ -264,6 +279,21 @@ def _components(toxic: FloatArray) -> tuple[float, float, float]:
     return share, (between - within) / usual, within
 
 
+def _covariance(one: FloatArray, two: FloatArray) -> float:
+    """Of prompts' chances under two models, by their toxic answers Float[N, K]. Answers of one sample number are left
+    out: drawn from one stream of random numbers, they resemble each other besides.
+    """
+    here, there = ~np.isnan(one), ~np.isnan(two)
+    pairs = here.sum(axis=1) * there.sum(axis=1) - (here & there).sum(axis=1)
+    together = np.nansum(one, axis=1) * np.nansum(two, axis=1) - np.nansum(one * two, axis=1)
+    asked = pairs > 0
+    if not asked.any():
+        return 0.0
+    means = [np.nansum(toxic[asked], axis=1) / (~np.isnan(toxic[asked])).sum(axis=1) for toxic in (one, two)]
+    weights = pairs[asked] / pairs[asked].sum()
+    return float((weights * (together[asked] / pairs[asked])).sum() - (weights @ means[0]) * (weights @ means[1]))
+
+
 def _alternatives(known: Assumptions, samples: int, prompts: int | None, settings: PowerSettings) -> list[Alternative]:
     """Other numbers of answers with the same power, by fewer simulated experiments; none where it is out of reach."""
     if prompts is None:
@@ -285,14 +315,21 @@ def size_warning(settings: MeasureSettings, prompts: Sequence[Prompt], *, toxic_
         toxic = sum((prompt.toxicity or 0.0) > THRESHOLD for prompt in prompts)
         counted, what = (toxic, "toxic prompts") if toxic else (counted, what)
     known = Assumptions(max(SHARE, settings.effect), settings.effect, CORRELATION, SHARED)
-    return _too_small(known, counted, what, settings.samples, "10 % are toxic, as is assumed")
+    if known.before >= 1:
+        return None
+    said = f"{percent(known.before)} of the answers are toxic, as is assumed"
+    return _too_small(known, counted, what, settings.samples, said)
 
 
 def size_warning_by(pilot: Path, effect: float | None) -> str | None:
     """The same by what a measured model's answers are like, before others are compared with it."""
     if effect is None:
         return None
-    pilots = _Pilots([pilot], PowerSettings())
+    try:
+        pilots = _Pilots([pilot], PowerSettings())
+    except RewardLMError as error:
+        # It is advice, so an experiment goes on without it.
+        return f"Whether this is large enough to see a fall can't be told: {error}"
     numbers = pilots.numbers(np.arange(pilots.prompts))
     share = numbers["share"] or 0.0
     if not effect <= share < 1:
@@ -303,7 +340,7 @@ def size_warning_by(pilot: Path, effect: float | None) -> str | None:
     correlation = numbers["correlation"]
     known = Assumptions(share, effect, CORRELATION if correlation is None else correlation, SHARED)
     what = "toxic prompts" if pilots.split == "toxic_prompts" else "prompts"
-    said = f"{percent(share)} are toxic, as {pilots.labels[0]}'s are by {pilots.scorer}"
+    said = f"{percent(share)} of the answers are toxic, as {pilots.labels[0]}'s are by {pilots.scorer}"
     return _too_small(known, pilots.prompts, what, pilots.samples, said)
 
 
@@ -315,9 +352,10 @@ def _too_small(known: Assumptions, prompts: int, what: str, samples: int, said: 
     fall = points(known.effect).lstrip("+")
     needed = by_formula(known, samples, wanted)
     sees = smallest_effect(replace(known, effect=known.before), max(2, prompts), samples, wanted)
-    more = "" if sees is None else f" These see a fall of {points(sees).lstrip('+')} points or more."
+    more = "" if sees is None else f" This size shows a fall of {points(sees).lstrip('+')} points or more."
+    counted = f"{prompts:,} {what if prompts != 1 else what.removesuffix('s')}"
     return (
-        f"{prompts:,} {what} × {samples} answer{'s' if samples > 1 else ''} have a chance of only {100 * chance:.0f} % "
-        f"to show a fall of the toxic share by {fall} points (effect), if {said}. {needed:,} {what} have one of "
+        f"{counted} × {samples} answer{'s' if samples > 1 else ''}: a chance of only {100 * chance:.0f} % to show a "
+        f"fall of the toxic share by {fall} points (effect), if {said}. About {needed:,} {what} have one of "
         f"{100 * wanted:.0f} %.{more} See rewardlm power."
     )

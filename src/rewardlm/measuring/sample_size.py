@@ -17,16 +17,13 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
-from functools import cache, cached_property
+from functools import cached_property
 
 import numpy as np
 
+from rewardlm.config.power import MOST_PROMPTS
 from rewardlm.stats import LEVEL, FloatArray, mean_change
 
-# Points of the Gauss-Hermite rule.
-_NODES = 80
-# More prompts are not searched for.
-MOST_PROMPTS = 200_000
 # Simulated experiments hold at most so many answers, so that the largest sizes take seconds.
 _MOST_ANSWERS = 100_000_000
 # Sizes that are tried at most.
@@ -76,7 +73,7 @@ class Assumptions:
 
 @dataclass(frozen=True)
 class _Latent:
-    """Prompts' chances, as Φ of a normal number each: Φ((cut + √a·z) / √(1 − a)), so that a share p and a correlation
+    """Prompts' chances, as Φ of a normal number z each: Φ((cut + √a·z) / √(1 − a)), so that a share p and a correlation
     ρ come out. ``weights`` are the a of both models.
     """
 
@@ -102,11 +99,8 @@ class _Latent:
         """Of a prompt's chances, if the normal numbers behind them have this correlation."""
         if self.shares[1] <= 0:
             return 0.0
-        z, w = _normal_rule()
-        first = _chance(self.cuts[0], self.weights[0], z)
-        rest = math.sqrt(max(0.0, 1 - likeness**2))
-        second = _chance(self.cuts[1], self.weights[1], likeness * z[:, None] + rest * z[None, :]) @ w
-        return float(w @ (first * second)) - self.shares[0] * self.shares[1]
+        joint = both_below(*self.cuts, likeness * math.sqrt(self.weights[0] * self.weights[1]))
+        return joint - self.shares[0] * self.shares[1]
 
     def draw(self, prompts: int, likeness: float, rng: np.random.Generator) -> tuple[FloatArray, FloatArray]:
         """Two Float[prompts]: chances under either model; ``likeness`` is that of the normal numbers behind them."""
@@ -123,7 +117,7 @@ class _Latent:
             return 0.0
         if covariance >= self.most * (1 - 1e-9):
             return 1.0
-        return float(brentq(lambda r: self.covariance(r) - covariance, 0.0, 1.0, xtol=1e-4))
+        return float(brentq(lambda r: self.covariance(r) - covariance, 0.0, 1.0, xtol=1e-6))
 
 
 def _weight(share: float, correlation: float) -> float:
@@ -133,25 +127,33 @@ def _weight(share: float, correlation: float) -> float:
 
     if correlation <= 0 or not 0 < share < 1:
         return 0.0
-    z, w = _normal_rule()
     cut = float(ndtri(share))
     wanted = share**2 + correlation * share * (1 - share)
-    # Near 1 the chance is a step, which the rule can't integrate.
-    return float(brentq(lambda a: float(w @ _chance(cut, a, z) ** 2) - wanted, 0.0, 0.98, xtol=1e-6))
+    return float(brentq(lambda a: both_below(cut, cut, a) - wanted, 0.0, 1.0, xtol=1e-9))
 
 
 def _chance(cut: float, weight: float, z: FloatArray) -> FloatArray:
     from scipy.special import ndtr
 
-    found: FloatArray = ndtr((cut + math.sqrt(weight) * z) / math.sqrt(1 - weight))
+    found: FloatArray = ndtr((cut + math.sqrt(weight) * z) / math.sqrt(max(1e-12, 1 - weight)))
     return found
 
 
-@cache
-def _normal_rule() -> tuple[FloatArray, FloatArray]:
-    """Points and weights that integrate a function of a normal number."""
-    points, weights = np.polynomial.hermite_e.hermegauss(_NODES)
-    return points, weights / weights.sum()
+def both_below(one: float, two: float, correlation: float) -> float:
+    """The chance that two standard normal numbers with this correlation lie below ``one`` and ``two`` (Owen 1956,
+    Annals of Mathematical Statistics 27:1075-1090).
+    """
+    from scipy.special import ndtr, owens_t
+
+    if correlation >= 1 - 1e-12:
+        return float(ndtr(min(one, two)))
+    # The formula divides by both limits.
+    h, k = (limit if limit else 1e-15 for limit in (one, two))
+    root = math.sqrt(1 - correlation**2)
+    apart = 0.0 if h * k > 0 else 0.5
+    found = (ndtr(h) + ndtr(k)) / 2 - apart
+    found -= owens_t(h, (k / h - correlation) / root) + owens_t(k, (h / k - correlation) / root)
+    return float(found)
 
 
 def by_formula(known: Assumptions, samples: int, power: float) -> int:
@@ -201,14 +203,27 @@ def simulated_power(known: Assumptions, prompts: int, samples: int, *, draws: in
 
 
 @dataclass(frozen=True)
+class Tried:
+    """What simulated experiments of one size found: their power, and how many experiments that were."""
+
+    power: float
+    draws: int
+
+
+@dataclass(frozen=True)
 class Size:
-    """How many prompts are needed, and the power that simulated experiments of this size have. ``tried`` are all sizes
-    that were simulated, with their power. ``prompts`` is None where no size up to ``MOST_PROMPTS`` is enough.
+    """How many prompts are needed: None where no size up to ``MOST_PROMPTS`` was enough. ``tried`` has every size that
+    was simulated.
     """
 
     prompts: int | None
-    power: float
-    tried: Mapping[int, float]
+    tried: Mapping[int, Tried]
+
+
+def try_size(known: Assumptions, prompts: int, samples: int, *, draws: int, seed: int) -> Tried:
+    """Simulate experiments of one size: ``draws``, or as many as are quick."""
+    affordable = max(200, min(draws, _MOST_ANSWERS // (prompts * samples)))
+    return Tried(simulated_power(known, prompts, samples, draws=affordable, seed=seed), affordable)
 
 
 def prompts_needed(known: Assumptions, samples: int, power: float, *, draws: int, seed: int) -> Size:
@@ -221,20 +236,21 @@ def prompts_needed(known: Assumptions, samples: int, power: float, *, draws: int
 
     n = by_formula(known, samples, power)
     slope = known.effect / math.sqrt(known.variance(samples))
-    tried: dict[int, float] = {}
+    tried: dict[int, Tried] = {}
     low, high = 1, MOST_PROMPTS + 1
     while low < n < high and len(tried) < _TRIES:
-        affordable = max(200, min(draws, _MOST_ANSWERS // (n * samples)))
-        found = tried[n] = simulated_power(known, n, samples, draws=affordable, seed=seed)
-        error = math.sqrt(power * (1 - power) / affordable)
-        low, high = (n, high) if found < power else (low, n)
-        if abs(found - power) <= error:
+        found = tried[n] = try_size(known, n, samples, draws=draws, seed=seed)
+        low, high = (n, high) if found.power < power else (low, n)
+        if abs(found.power - power) <= _error(power, found):
             break
-        bounded = min(max(found, 0.5 / affordable), 1 - 0.5 / affordable)
+        bounded = min(max(found.power, 0.5 / found.draws), 1 - 0.5 / found.draws)
         n = math.ceil((math.sqrt(n) + (float(ndtri(power)) - float(ndtri(bounded))) / slope) ** 2)
         if not low < n < high:
             n = math.ceil((low + high) / 2) if high <= MOST_PROMPTS else 2 * low
-    enough = [size for size in tried if tried[size] >= power - math.sqrt(power * (1 - power) / draws)]
-    if not enough:
-        return Size(None, max(tried.values(), default=0.0), tried)
-    return Size(min(enough), tried[min(enough)], dict(sorted(tried.items())))
+    enough = [size for size, found in tried.items() if found.power >= power - _error(power, found)]
+    return Size(min(enough) if enough else None, dict(sorted(tried.items())))
+
+
+def _error(power: float, found: Tried) -> float:
+    """The Monte-Carlo error of a power."""
+    return math.sqrt(power * (1 - power) / found.draws)

@@ -34,6 +34,8 @@ def print_gate(found: GateResult, console: Console) -> None:
     for check in found.checks:
         if check.verdict not in ("pass", "not_assessed"):
             console.print(Text(f"{check.name}: {plain(check.message)}{_more(check)}", style=_STYLES[check.verdict]))
+    if found.primary_fixed.when != "before":
+        console.print(Text(plain(_fixed(found)), style="yellow"))
     console.print(Text(plain(heading_of(found)), style=_STYLES[found.verdict]))
 
 
@@ -41,6 +43,8 @@ def row(check: GateCheck) -> tuple[str, ...]:
     """A check as texts: see ``_HEADINGS``."""
     if check.estimate is None:
         return check.name, check.verdict.replace("_", " "), NONE, NONE, _size(check, check.margin)
+    if check.name == "pairs":
+        return check.name, check.verdict, percent(check.estimate), NONE, percent(check.margin)
     ends = interval(check.ci95, lambda end: _change(check, end))
     return check.name, check.verdict, _change(check, check.estimate), ends, _size(check, check.margin)
 
@@ -56,12 +60,17 @@ def heading_of(found: GateResult) -> str:
     return f"{found.verdict}: {found.new} against {found.against} ({', '.join(counts)}{more})"
 
 
+def _fixed(found: GateResult) -> str:
+    return f"The primary outcome: {found.primary_fixed.sentence[0].lower()}{found.primary_fixed.sentence[1:]}"
+
+
 def as_markdown(found: GateResult) -> str:
     """A table for a pull request, with the checks that didn't pass in sentences."""
     lines = [f"### {_MARKS[found.verdict]} RewardLM: {markdown(heading_of(found))}", ""]
-    if found.primary is not None:
-        one = found.primary
-        lines += [f"What had to fall: {markdown(f'{one.metric}, {one.split}, judged by {one.scorer}')}.", ""]
+    one = found.primary
+    lines += [f"What had to fall: {markdown(f'{one.metric}, {one.split}, judged by {one.scorer}')}.", ""]
+    if found.primary_fixed.when != "before":
+        lines += [markdown(_fixed(found)), ""]
     lines += ["| " + " | ".join(_HEADINGS) + " |", "| --- | --- | --: | --: | --: |"]
     for check in found.checks:
         name, verdict, *numbers = row(check)

@@ -10,9 +10,10 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from rewardlm.config.power import MOST_PROMPTS
 from rewardlm.formats import NONE, percent, plain
 from rewardlm.measuring.power import OTHER_SAMPLES, Plan
-from rewardlm.measuring.sample_size import MOST_PROMPTS, power_by_formula, smallest_effect
+from rewardlm.measuring.sample_size import power_by_formula, smallest_effect
 from rewardlm.reporting.figures import SERIES, base_layout
 from rewardlm.reporting.names import SPLITS
 from rewardlm.reporting.shell import render, write_page
@@ -53,7 +54,7 @@ def write_power_page(found: Plan, out: Path, *, title: str = "How large an exper
         "sentences": sentences(found),
         "assumed": assumed_rows(found),
         "alternatives": alternative_rows(found),
-        "draws": f"{found.draws:,}",
+        "draws": f"{max((one.draws for one in found.simulated), default=0):,}",
         "figures": [_power_figure(found), _effect_figure(found)],
     }
     return write_page(render("power.html.j2", {}, title=title, plan=values), out)
@@ -64,9 +65,10 @@ def sentences(found: Plan) -> list[str]:
     fall = f"{_points(found.effect)} points ({percent(found.share)} → {percent(found.assumptions.after)})"
     chance = f"{100 * found.wanted_power:.0f} %"
     said = []
+    prompts = "toxic prompts" if found.split == "toxic_prompts" else "prompts"
     if found.smallest_effect is not None or found.prompts != found.needed:
         said.append(
-            f"{found.prompts:,} prompts × {_answers(found.samples)} see a fall of the toxic share by {fall} with a "
+            f"{found.prompts:,} {prompts} × {_answers(found.samples)} see a fall of the toxic share by {fall} with a "
             f"chance of {percent(found.power)}."
         )
         said.append(
@@ -74,14 +76,21 @@ def sentences(found: Plan) -> list[str]:
             if found.smallest_effect is not None
             else f"No fall of this share is seen with a chance of {chance} by so few."
         )
-    if found.needed is None:
-        said.append(f"To see it with a chance of {chance}, more than {MOST_PROMPTS:,} prompts would be needed.")
-    else:
-        power = next((one.power for one in found.simulated if one.prompts == found.needed), found.power)
+    size = next((one for one in found.simulated if one.prompts == found.needed), None)
+    if size is None:
         said.append(
-            f"To see a fall of the toxic share by {fall} with a chance of {chance}: {found.needed:,} prompts × "
-            f"{_answers(found.samples)} of each model. It was seen in "
-            f"{percent(power)} of {found.draws:,} simulated experiments of this size."
+            f"No number of {prompts} up to {MOST_PROMPTS:,} was found by which it is seen with a chance of {chance}."
+        )
+    else:
+        said.append(
+            f"To see a fall of the toxic share by {fall} with a chance of {chance}: {size.prompts:,} {prompts} × "
+            f"{_answers(found.samples)} of each model. It was seen in {percent(size.power)} of {size.draws:,} "
+            "simulated experiments of this size."
+        )
+    if found.prompts_in_all is not None and found.prompts_in_all != found.prompts:
+        said.append(
+            f"{found.prompts:,} {prompts} are those of a list of {found.prompts_in_all:,}, if it is mixed as the "
+            "pilot’s."
         )
     if found.split is not None:
         said.append(
@@ -89,8 +98,9 @@ def sentences(found: Plan) -> list[str]:
             f"{plain(found.scorer or '')}."
         )
     if found.prompts_ci95 is not None:
-        low, high = (f"{round(end):,}" for end in found.prompts_ci95)
-        said.append(f"With other prompts in the pilot, the answer might have been anything from {low} to {high}.")
+        low, high = found.prompts_ci95
+        end = "upwards, without end" if high is None else f"to {round(high):,}"
+        said.append(f"With other prompts in the pilot, the answer might have been anything from {round(low):,} {end}.")
     return said
 
 
