@@ -1,4 +1,5 @@
-"""Turns files that others made into runs to compare: tables, lm-eval's samples, garak's reports, our own exports.
+"""Turns files that others made into runs to compare: tables, our own exports, lm-eval's samples, garak's reports, and
+logs and results of inspect_ai, promptfoo and PyRIT.
 
 The file's contents tell its format. In a plain table (csv, jsonl or parquet: a row is a prompt, an answer, scores) the
 columns of the 2023 project are recognised by name. Its rows are numbered from 0, and the number is the prompt's id. So
@@ -17,10 +18,14 @@ from typing import Any, cast, get_args
 from rewardlm.errors import DataError
 from rewardlm.measuring.exported import ANSWER_COLUMNS, undo_defuse
 from rewardlm.measuring.garak import is_garak, read_garak
+from rewardlm.measuring.inspect_logs import is_inspect, read_inspect
 from rewardlm.measuring.lm_eval import is_lm_eval, read_lm_eval
 from rewardlm.measuring.metrics import THRESHOLD
+from rewardlm.measuring.promptfoo import is_promptfoo, is_promptfoo_file, read_promptfoo, results_of
+from rewardlm.measuring.pyrit import MAGIC, read_pyrit
 from rewardlm.measuring.table_files import (
     LABEL,
+    OTHER_SUFFIXES,
     Contents,
     Row,
     answer_record,
@@ -48,15 +53,16 @@ KNOWN_COLUMNS: dict[str, tuple[str, ...]] = {
 
 
 def import_table(path: Path, out: Path, *, label: str, mapping: Mapping[str, str] | None = None) -> Run:
-    """Turn ``path`` (.csv, .jsonl or .parquet) into a finished run of kind ``import`` at ``out``.
+    """Turn ``path`` (.csv, .jsonl, .parquet, or another tool's file) into a finished run of kind ``import`` at ``out``.
 
     ``mapping`` says which column holds ``prompt``, ``response``, ``prompt_toxicity``, ``finish`` (how the answer ended:
     "stop", "length" if it was cut off, or nothing) and ``scores.NAME``. Its ``prompt_id`` says which rows answer the
     same prompt, as samples in the order of the rows; without it, each row is a prompt of its own. Other fields are
     found by ``KNOWN_COLUMNS``, and by columns that are named ``scores.NAME``. A score is P(toxic) in [0, 1]. An absent
     one (empty, NaN) is unscored, and so is -1, the 2023 mark of an empty answer.
-    For lm-eval's samples see ``lm_eval``, for garak's reports ``garak``. If an export holds several runs, ``label``
-    picks one. What is left out of a file stands in ``run.meta["notes"]``, in sentences.
+    For other tools' files see ``lm_eval``, ``garak``, ``inspect_logs``, ``promptfoo`` and ``pyrit``. If a file holds
+    several runs (an export, promptfoo's providers), ``label`` picks one. What is left out of a file stands in
+    ``run.meta["notes"]``, in sentences.
 
     Nothing is written before the whole file has been read. Raises DataError naming the line (where a row
     spans several, its last) for a row that can't be read or a score out of range, ConfigError for a mapping
@@ -64,7 +70,8 @@ def import_table(path: Path, out: Path, *, label: str, mapping: Mapping[str, str
     """
     path = Path(path)
     content = read_bytes(path)
-    contents = _read(path, read_rows(path, content), label, mapping or {})
+    contents = _read_other(path, content, label, mapping or {})
+    contents = contents or _read(path, read_rows(path, content), label, mapping or {})
     settings = {
         "file": path.name,
         "sha256": hashlib.sha256(content).hexdigest(),
@@ -105,12 +112,41 @@ def _write(out: Path, contents: Contents, label: str, settings: dict[str, Any]) 
     return run
 
 
+def _read_other(path: Path, content: bytes, label: str, mapping: Mapping[str, str]) -> Contents | None:
+    """A file that isn't made of rows, by what it holds: an archive, a database, one object. None for a table."""
+    suffix = path.suffix.lower()
+    if suffix == ".eval":
+        return read_inspect(path, content, label=label, mapping=mapping)
+    if content.startswith(MAGIC):
+        return read_pyrit(path, label=label, mapping=mapping)
+    if suffix != ".json":
+        if suffix in OTHER_SUFFIXES:
+            raise DataError(f"{path} is no SQLite database, which PyRIT's memory is")
+        return None
+    try:
+        found = json.loads(content)
+    except (ValueError, RecursionError) as error:
+        raise DataError(f"{path}: not JSON ({getattr(error, 'msg', type(error).__name__)}): is it cut off?") from None
+    if is_inspect(found):
+        return read_inspect(path, content, label=label, mapping=mapping)
+    if is_promptfoo_file(found):
+        return read_promptfoo(path, results_of(path, found), label=label, mapping=mapping)
+    if not isinstance(found, list):
+        raise DataError(
+            f"{path} is an object that RewardLM doesn't know: expected a log of inspect_ai, results of promptfoo, or a "
+            "list of rows"
+        )
+    return None
+
+
 def _read(path: Path, rows: list[Row], label: str, mapping: Mapping[str, str]) -> Contents:
     first = rows[0][1]
     if path.suffix.lower() == ".jsonl" and is_lm_eval(first):
         return read_lm_eval(path, rows, label=label, mapping=mapping)
     if path.suffix.lower() == ".jsonl" and is_garak(first):
         return read_garak(path, rows, label=label, mapping=mapping)
+    if path.suffix.lower() == ".jsonl" and is_promptfoo(first):
+        return read_promptfoo(path, rows, label=label, mapping=mapping)
     if set(ANSWER_COLUMNS) <= first.keys() and not mapping:
         return _read_export(path, rows, label)
     return _read_table(path, rows, label, mapping)

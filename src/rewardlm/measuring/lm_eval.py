@@ -10,12 +10,12 @@ from __future__ import annotations
 
 import json
 import math
-import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from rewardlm.errors import DataError
+from rewardlm.measuring.harness import speaks_of_toxicity
 from rewardlm.measuring.table_files import (
     Contents,
     Row,
@@ -29,11 +29,6 @@ from rewardlm.measuring.table_files import (
 )
 from rewardlm.scoring.scorer import EMPTY, is_empty
 from rewardlm.types import Message, Prompt
-
-_TOXIC_METRIC = re.compile(
-    r"tox|hate|perspective|harm|offens|insult|threat|profan|obscen|abus|slur|unsafe", re.IGNORECASE
-)
-_NOT_TOXIC_METRIC = re.compile(r"non.?(?:tox|hate|harm|offens|abus)|not.?(?:tox|hate)|harmless", re.IGNORECASE)
 
 # The metrics of realtoxicityprompts: Perspective's P(toxic), and the same number cut at 0.5, which is no second judge.
 _RTP_METRIC, _RTP_CUT = "perspective_api_toxicity_score", "score"
@@ -139,7 +134,7 @@ def _metrics(rows: Sequence[Row], mapping: Mapping[str, str]) -> tuple[dict[str,
     for name in names:
         if name in chosen.values() or name == _NO_METRIC:
             continue
-        toxic = _TOXIC_METRIC.search(name) and not _NOT_TOXIC_METRIC.search(name)
+        toxic = speaks_of_toxicity(name)
         rtp = name == _RTP_CUT and all(_is_rtp(row) for _, row in rows)
         found = ((where, out_of_range(row.get(name))) for where, row in rows)
         problem = next((f"{wrong} ({where})" for where, wrong in found if wrong is not None), None)

@@ -22,7 +22,9 @@ from rewardlm.types import Finish, Generation, Message, Prompt, Role, Score
 # Files don't name the label of their scores: all get this one.
 LABEL = "toxicity"
 
+# Tables, and files that other tools write for themselves: objects of JSON, archives, databases.
 SUFFIXES = (".csv", ".jsonl", ".parquet")
+OTHER_SUFFIXES = (".json", ".eval", ".db", ".sqlite", ".sqlite3")
 
 _ABSENT = {"", "nan", "none", "null", "na", "n/a"}
 
@@ -48,10 +50,13 @@ class Contents:
 
 
 def read_bytes(path: Path) -> bytes:
-    """The file's bytes. Raises DataError if its suffix isn't one of ``SUFFIXES``, it can't be read or is empty."""
-    if path.suffix.lower() not in SUFFIXES:
+    """The file's bytes. Raises DataError if its suffix is none of those above, it can't be read or is empty."""
+    if path.suffix.lower() not in (*SUFFIXES, *OTHER_SUFFIXES):
         got = path.suffix or "no suffix"
-        raise DataError(f"{path}: a table to import must be a .parquet, .csv or .jsonl, got {got}: convert it")
+        raise DataError(
+            f"{path}: a table to import must be a .parquet, .csv or .jsonl, and another tool's file a .json, .eval or "
+            f".db, got {got}: convert it"
+        )
     try:
         content = path.read_bytes()
     except OSError as error:
@@ -63,7 +68,8 @@ def read_bytes(path: Path) -> bytes:
 
 def read_rows(path: Path, content: bytes) -> list[Row]:
     """All rows of ``content``, by the suffix of ``path``; at least one. Raises DataError for what can't be read."""
-    reader = {".csv": _csv_rows, ".jsonl": _jsonl_rows, ".parquet": _parquet_rows}[path.suffix.lower()]
+    readers = {".csv": _csv_rows, ".jsonl": _jsonl_rows, ".json": _jsonl_rows, ".parquet": _parquet_rows}
+    reader = readers[path.suffix.lower()]
     rows = reader(path, content)
     if not rows:
         raise DataError(f"{path} has no rows: expected a prompt and a response in each row")

@@ -1,0 +1,122 @@
+"""promptfoo's results (``-o results.json``, ``.jsonl``) as prompts, answers and scores.
+
+A file has a row for every test, prompt and provider. A provider is a model: ``--label`` picks one of several. In
+promptfoo a high score is good, so none is taken for P(toxic) unasked.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from rewardlm.errors import DataError
+from rewardlm.measuring.harness import ForeignAnswer, contents_of
+from rewardlm.measuring.table_files import Contents, Row, as_text, turns_of
+from rewardlm.types import Finish, Message
+
+_ENDS: dict[object, Finish] = {"stop": "stop", "length": "length"}
+
+
+def is_promptfoo(row: Mapping[str, Any]) -> bool:
+    """Whether ``row``, the first of a JSON lines file, is a result."""
+    return {"testIdx", "promptIdx", "provider"} <= row.keys()
+
+
+def is_promptfoo_file(found: object) -> bool:
+    """Whether ``found`` is the object of a .json file of results."""
+    return isinstance(found, dict) and isinstance(found.get("results"), dict) and "results" in found["results"]
+
+
+def results_of(path: Path, found: Mapping[str, Any]) -> list[Row]:
+    """The rows of a .json file."""
+    results = found["results"]["results"]
+    if not isinstance(results, list) or not all(isinstance(one, dict) for one in results):
+        raise DataError(f"{path}: results must be a list of objects")
+    return [(f"{path}, result {number}", one) for number, one in enumerate(results, 1)]
+
+
+def read_promptfoo(path: Path, rows: Sequence[Row], *, label: str, mapping: Mapping[str, str]) -> Contents:
+    """The answers of one provider. A prompt's id is a hash of what was sent, so the same text is the same prompt in
+    every file; tests that send it again (``--repeat``) are its samples.
+
+    ``mapping`` may name places in a row, such as ``vars.question`` or ``metadata.toxicity``.
+    """
+    providers = dict.fromkeys(_provider(where, row) for where, row in rows)
+    kept = list(rows)
+    notes = []
+    if len(providers) > 1:
+        if label not in providers:
+            raise DataError(
+                f"{path} has the providers {', '.join(providers)}: --label must be one of them, got {label!r}"
+            )
+        kept = [(where, row) for where, row in rows if _provider(where, row) == label]
+        notes.append(f"{len(rows) - len(kept)} rows of other providers than {label} are left out")
+    return contents_of(
+        path,
+        (_answer(where, row) for where, row in kept),
+        kind="promptfoo",
+        label=label,
+        mapping=mapping,
+        notes=notes,
+        high_is_bad=False,
+    )
+
+
+def _provider(where: str, row: Mapping[str, Any]) -> str:
+    provider = row.get("provider")
+    found = provider.get("label") or provider.get("id") if isinstance(provider, dict) else provider
+    if not isinstance(found, str):
+        raise DataError(f"{where}: the provider has no name: expected its label or id")
+    return found
+
+
+def _answer(where: str, row: Mapping[str, Any]) -> ForeignAnswer:
+    prompt = row.get("prompt")
+    raw = as_text(where, "prompt", prompt.get("raw") if isinstance(prompt, dict) else prompt)
+    response = row.get("response")
+    answered = isinstance(response, dict) and response.get("output") is not None
+    output = response["output"] if answered and isinstance(response, dict) else None
+    if output is not None and not isinstance(output, str):
+        output = json.dumps(output, ensure_ascii=False)
+    metadata = row.get("metadata")
+    return ForeignAnswer(
+        where=where,
+        prompt_id=hashlib.sha256(raw.encode()).hexdigest()[:16],
+        turns=_turns(where, raw),
+        text=None if output is None else as_text(where, "output", output),
+        finish=_ENDS.get(response.get("finishReason")) if isinstance(response, dict) else None,
+        values=dict(_values(row)),
+        about=row,
+        known=metadata if isinstance(metadata, dict) else {},
+    )
+
+
+def _turns(where: str, raw: str) -> tuple[Message, ...]:
+    """What was sent: a text, or the messages of a chat as JSON."""
+    if raw.lstrip().startswith("["):
+        try:
+            messages = json.loads(raw)
+        except ValueError:
+            messages = None  # a text that only looks like JSON
+        if isinstance(messages, list) and all(isinstance(one, dict) and "role" in one for one in messages):
+            return turns_of(where, messages)
+    return (Message("user", raw),)
+
+
+def _values(row: Mapping[str, Any]) -> Iterator[tuple[str, object]]:
+    """Named metrics, and assertions without a name by their type."""
+    named = row.get("namedScores")
+    yield from (named.items() if isinstance(named, dict) else ())
+    grading = row.get("gradingResult")
+    parts = grading.get("componentResults") if isinstance(grading, dict) else None
+    seen: dict[str, int] = {}
+    for part in parts if isinstance(parts, list) else ():
+        assertion = part.get("assertion") if isinstance(part, dict) else None
+        if not isinstance(assertion, dict) or assertion.get("metric") is not None:
+            continue
+        kind = str(assertion.get("type"))
+        seen[kind] = seen.get(kind, 0) + 1
+        yield (kind if seen[kind] == 1 else f"{kind}.{seen[kind]}"), part.get("score")
