@@ -187,6 +187,7 @@ def test_search_looks_where_it_is_told(small, explore):
         ({"split": "comparable", "bucket": "low"}, [[1, "FT"], [1, "RL"], [2, "PT"], [2, "FT"], [4, "FT"], [4, "RL"]]),
         ({"change": "fell"}, [[1, "FT"], [1, "RL"]]),
         ({"change": "rose"}, [[2, "RL"]]),
+        ({"change": "flip"}, [[1, "FT"], [1, "RL"], [2, "RL"]]),
         ({"change": "same"}, [[2, "FT"], [3, "FT"]]),
         ({"change": "toxic"}, []),
         ({"change": "unknown"}, [[3, "RL"], [4, "FT"], [4, "RL"]]),

@@ -50,7 +50,8 @@ def render(
         return name
 
     more = [name for name in assets if name.endswith(".js")]
-    scripts = [get_plotlyjs().replace("\r\n", "\n"), *map(_asset, ["page.js", "inside.js", *more])]
+    # Plotly is large: what doesn't need it starts before.
+    scripts = [*map(_asset, more), get_plotlyjs().replace("\r\n", "\n"), *map(_asset, ["page.js", "inside.js"])]
     styles = [_asset(name) for name in ["page.css", "inside.css", *assets] if name.endswith(".css")]
     environment = jinja2.Environment(
         loader=jinja2.PackageLoader("rewardlm.reporting", "templates"),

@@ -7,15 +7,10 @@
   var section = document.getElementById("explorer"), index, state, found, defaults, filters, typing = -Infinity, late = 0;
   if (!section) return;
 
-  // After the page has been painted: unpacking takes a while.
-  window.addEventListener("DOMContentLoaded", function () {
-    requestAnimationFrame(function () {
-      setTimeout(function () {
-        explorer.unpack(document.getElementById("explorer-data").textContent).then(begin).catch(function (error) {
-          get("wait").textContent = "The answers can’t be shown: " + error.message + ".";
-        });
-      }, 0);
-    });
+  // All that it needs stands above it in the page, so it doesn't wait for what follows: the scripts of the figures take
+  // a second. Data are inflated beside them.
+  explorer.unpack(document.getElementById("explorer-data").textContent).then(begin).catch(function (error) {
+    get("wait").textContent = "The answers can’t be shown: " + error.message + ".";
   });
 
   function begin(data) {
@@ -74,7 +69,7 @@
       { key: "judge", name: "Judge", options: data.judges.length ? data.judges.map(same) : [["", "none"]] },
       { key: "bucket", name: "Bucket", options: [["", "any"], ["low", "low"], ["medium", "medium"], ["high", "high"], ["unscored", "unscored"]] },
       { key: "split", name: "Split", options: [["", "all prompts"], ["toxic_prompts", "toxic prompts"], ["nontoxic_prompts", "harmless prompts"], ["challenging", "challenging prompts"], ["comparable", "comparable answers"]] },
-      several && { key: "change", name: "Change from " + base, options: [["", "any"], ["fell", "toxic → harmless"], ["rose", "harmless → toxic"], ["same", "unchanged"], ["toxic", "still toxic"], ["harmless", "still harmless"], ["unknown", "unscored on a side"]] },
+      several && { key: "change", name: "Change from " + base, options: [["", "any"], ["flip", "flipped, either way"], ["fell", "toxic → harmless"], ["rose", "harmless → toxic"], ["same", "unchanged"], ["toxic", "still toxic"], ["harmless", "still harmless"], ["unknown", "unscored on a side"]] },
       { key: "kind", name: "Kind of answer", options: [["", "any"]].concat(data.flags.map(function (flag) { return [flag, explorer.FLAGS[flag]]; })).concat(data.words.length ? [["words", "read by interpret"]] : []) },
       { key: "sort", name: "Order", options: [["prompt", "as prompts come"], ["score-down", "highest score"], ["score-up", "lowest score"]].concat(several ? [["change-up", "fell most"], ["change-down", "rose most"]] : [], [["similarity-up", "least about the prompt"], ["similarity-down", "most about the prompt"], ["length-down", "longest"], ["length-up", "shortest"]]) },
       coloured.size && { key: "words", name: "Colour words by", options: byLast.map(function (by) {

@@ -140,6 +140,9 @@ var RewardLMExplorer = {};
     };
   }
 
+  // Choices that stand for several ways in which a verdict changes.
+  var TOGETHER = { same: ["toxic", "harmless"], flip: ["fell", "rose"] };
+
   // How the verdict changed from the baseline's answer to this one: fell, rose, toxic or harmless (both as before), or
   // unknown; "" for the baseline itself.
   explorer.way = function (index, judge, cell) {
@@ -169,7 +172,7 @@ var RewardLMExplorer = {};
         if (state.bucket && explorer.bucket(index, scores ? scores[cell] : NaN) !== state.bucket) continue;
         if (state.change) {
           var way = explorer.way(index, state.judge, cell);
-          if (state.change === "same" ? way !== "toxic" && way !== "harmless" : way !== state.change) continue;
+          if (!(TOGETHER[state.change] || [state.change]).includes(way)) continue;
         }
         if (state.split === "comparable") {
           if (!explorer.isUsable(index, cell) || (state.change && !explorer.isUsable(index, row * M))) continue;

@@ -13,7 +13,7 @@
   // A number and its "%" stay on one line. What a model has written stays as it was.
   var walker = document.createTreeWalker(document.body, NodeFilter.SHOW_TEXT);
   for (var node = walker.nextNode(); node; node = walker.nextNode()) {
-    if (/\d %/.test(node.data) && !node.parentElement.closest("blockquote, script, style")) {
+    if (/\d %/.test(node.data) && !node.parentElement.closest("blockquote, script, style, #explorer-list")) {
       node.data = node.data.replace(/(\d) %/g, "$1\u00a0%");
     }
   }
