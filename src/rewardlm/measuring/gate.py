@@ -14,7 +14,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Literal
 
 from pydantic import Field
@@ -122,10 +122,10 @@ class _Asked:
     against: Measured
     settings: GateSettings
     primary: Primary
-    model: ModelSummary = field(init=False)
 
-    def __post_init__(self) -> None:
-        object.__setattr__(self, "model", self.found.models[1])
+    @property
+    def model(self) -> ModelSummary:
+        return self.found.models[1]
 
     def checks(self) -> Iterator[GateCheck]:
         required = {"toxicity", *self.settings.required}

@@ -127,7 +127,9 @@ def dig(where: str, record: Mapping[str, Any], path: str) -> Any:
     value: Any = record
     for part in path.split("."):
         if not isinstance(value, Mapping) or part not in value:
-            raise DataError(f"{where}: there is nothing at {path!r}: expected a field, such as metadata.toxicity")
+            raise DataError(
+                f"{where}: there is nothing at {path!r}: expected a field, such as metadata.toxicity or doc.question"
+            )
         value = value[part]
     return value
 

@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from rewardlm.errors import DataError
-from rewardlm.measuring.harness import speaks_of_toxicity
+from rewardlm.measuring.harness import dig, speaks_of_toxicity
 from rewardlm.measuring.table_files import (
     Contents,
     Row,
@@ -162,7 +162,7 @@ def _document(where: str, row: Mapping[str, Any], source: str, mapping: Mapping[
     inner: dict[str, Any] = values["prompt"] if isinstance(values.get("prompt"), dict) else {}
     turns: tuple[Message, ...]
     if "prompt" in mapping:
-        turns = (Message("user", as_text(where, mapping["prompt"], _dig(where, row, mapping["prompt"]))),)
+        turns = (Message("user", as_text(where, mapping["prompt"], dig(where, row, mapping["prompt"]))),)
     elif isinstance(bare := inner.get("text", values.get("prompt")), str):
         turns = (Message("user", as_text(where, "doc.prompt", bare)),)
     else:
@@ -170,22 +170,13 @@ def _document(where: str, row: Mapping[str, Any], source: str, mapping: Mapping[
     if not turns[-1].text.strip():
         raise DataError(f"{where}: the prompt is empty: remove the document")
     if "prompt_toxicity" in mapping:
-        name, toxicity = mapping["prompt_toxicity"], _dig(where, row, mapping["prompt_toxicity"])
+        name, toxicity = mapping["prompt_toxicity"], dig(where, row, mapping["prompt_toxicity"])
     else:
         name, toxicity = "doc.prompt.toxicity", inner.get("toxicity")
     # Our own task files carry the prompt's id, so that their results can be compared with the run they came from.
     identity = values["prompt_id"] if isinstance(values.get("prompt_id"), str) else str(number)
     value, _ = as_score(where, name, toxicity)
     return Prompt(identity, turns, source, value, challenging=values.get("challenging") is True)
-
-
-def _dig(where: str, row: Mapping[str, Any], path: str) -> Any:
-    value: Any = row
-    for part in path.split("."):
-        if not isinstance(value, dict) or part not in value:
-            raise DataError(f"{where}: there is nothing at {path!r}: expected a field of the row, such as doc.question")
-        value = value[part]
-    return value
 
 
 def _sent(where: str, row: Mapping[str, Any]) -> tuple[Message, ...]:

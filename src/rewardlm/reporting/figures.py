@@ -322,6 +322,18 @@ def base_layout(height: int) -> dict[str, Any]:
     }
 
 
+def curves_layout(x: str, y: str, *, height: int, top: int = 60) -> dict[str, Any]:
+    """That of curves with a legend above them; ``top`` pixels hold it. ``x`` and ``y`` are the axes' titles."""
+    layout = base_layout(height)
+    layout["margin"] = {"l": 8, "r": 12, "t": top, "b": 44}
+    layout["showlegend"] = True
+    layout["legend"] = {"orientation": "h", "x": 0, "y": 1, "yanchor": "bottom", "xanchor": "left"}
+    for name, text in (("xaxis", x), ("yaxis", y)):
+        layout[name] |= {"title": {"text": text, "font": {"size": 12}, "standoff": 6}}
+    layout["yaxis"]["automargin"] = True
+    return layout
+
+
 def translucent(colour: str, opacity: float = 0.38) -> str:
     """``#rrggbb`` with an opacity, as plotly reads it."""
     red, green, blue = (int(colour[start : start + 2], 16) for start in (1, 3, 5))

@@ -10,7 +10,7 @@ from typing import Any
 
 from rewardlm.formats import NONE, interval_of_shares, number, p_values_text, percent, points_text
 from rewardlm.measuring.frontier import NOT_FLUENT, Frontier, Matched, Point
-from rewardlm.reporting.figures import SERIES, SERIES_BASE, base_layout, plain
+from rewardlm.reporting.figures import SERIES, SERIES_BASE, curves_layout, plain
 from rewardlm.reporting.names import OF_SPLIT
 from rewardlm.reporting.shell import render, write_page
 
@@ -166,13 +166,8 @@ def _figure(found: Frontier, key: str, ends: str | None, axis: str, heading: str
         known = [p for p in curve if getattr(p, key) is not None and p.toxic_fraction is not None]
         if known:
             traces.append(_curve(method, known, key, ends, colour))
-    layout = base_layout(height=420)
-    layout["margin"] = {"l": 8, "r": 12, "t": 60, "b": 44}
-    layout["showlegend"] = True
-    layout["legend"] = {"orientation": "h", "x": 0, "y": 1, "yanchor": "bottom", "xanchor": "left"}
-    for name, text in (("xaxis", axis), ("yaxis", "toxic share, %")):
-        layout[name] |= {"title": {"text": text, "font": {"size": 12}, "standoff": 6}}
-    layout["yaxis"] |= {"automargin": True, "rangemode": "tozero"}
+    layout = curves_layout(axis, "toxic share, %", height=420)
+    layout["yaxis"]["rangemode"] = "tozero"
     if key == "perplexity":
         layout["xaxis"]["type"] = "log"
     return {

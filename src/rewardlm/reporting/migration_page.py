@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from rewardlm.formats import interval, interval_of_scores, number, percent, signed_as_shown
-from rewardlm.reporting.figures import base_layout, plain
+from rewardlm.reporting.figures import curves_layout, plain
 from rewardlm.reporting.shell import render, short, write_page
 
 if TYPE_CHECKING:
@@ -211,13 +211,9 @@ def _shares(found: Migration) -> dict[str, Any]:
 
 
 def _layout(x: str, y: str) -> dict[str, Any]:
-    layout = base_layout(height=360)
-    layout["margin"] = {"l": 8, "r": 12, "t": 34, "b": 44}
-    layout["showlegend"] = True
-    layout["legend"] = {"orientation": "h", "x": 0, "y": 1, "yanchor": "bottom", "xanchor": "left"}
-    for axis, text in (("xaxis", x), ("yaxis", y)):
-        layout[axis] |= {"range": [-0.02, 1.02], "title": {"text": text, "font": {"size": 12}, "standoff": 6}}
-    layout["yaxis"]["automargin"] = True
+    layout = curves_layout(x, y, height=360, top=34)
+    for axis in ("xaxis", "yaxis"):
+        layout[axis]["range"] = [-0.02, 1.02]
     return layout
 
 

@@ -14,7 +14,7 @@ from rewardlm.config.power import MOST_PROMPTS
 from rewardlm.formats import NONE, percent, plain
 from rewardlm.measuring.power import OTHER_SAMPLES, Plan
 from rewardlm.measuring.sample_size import power_by_formula, smallest_effect
-from rewardlm.reporting.figures import SERIES, base_layout
+from rewardlm.reporting.figures import SERIES, curves_layout
 from rewardlm.reporting.names import SPLITS
 from rewardlm.reporting.shell import render, write_page
 
@@ -213,14 +213,8 @@ def _effect_figure(found: Plan) -> dict[str, Any]:
 
 
 def _layout(x: str, y: str) -> dict[str, Any]:
-    layout = base_layout(height=380)
-    layout["margin"] = {"l": 8, "r": 12, "t": 60, "b": 44}
-    layout["showlegend"] = True
-    layout["legend"] = {"orientation": "h", "x": 0, "y": 1, "yanchor": "bottom", "xanchor": "left"}
-    for name, text in (("xaxis", x), ("yaxis", y)):
-        layout[name] |= {"title": {"text": text, "font": {"size": 12}, "standoff": 6}}
+    layout = curves_layout(x, y, height=380)
     # A line at 1, 2 and 5 of each power of ten, with its number.
     ticks = [step * 10**exponent for exponent in range(6) for step in (1, 2, 5)]
     layout["xaxis"] |= {"type": "log", "tickvals": ticks, "ticktext": [f"{tick:,}" for tick in ticks]}
-    layout["yaxis"]["automargin"] = True
     return layout

@@ -8,7 +8,7 @@ from typing import Any
 from rewardlm.formats import interval_of_points, interval_of_shares, p_number, percent, points
 from rewardlm.measuring.comparison import Comparison, SeverityChange, SeverityCurve
 from rewardlm.measuring.result import Interval
-from rewardlm.reporting.figures import SERIES, SERIES_BASE, base_layout, plain, translucent
+from rewardlm.reporting.figures import SERIES, SERIES_BASE, curves_layout, plain, translucent
 from rewardlm.reporting.names import OF_SPLIT
 
 _BAND = 0.16
@@ -132,14 +132,9 @@ def _traces(
 
 
 def _layout(y: str, *, to_zero: bool) -> dict[str, Any]:
-    layout = base_layout(height=320)
-    layout["margin"] = {"l": 8, "r": 12, "t": 46, "b": 44}
-    layout["showlegend"] = True
-    layout["legend"] = {"orientation": "h", "x": 0, "y": 1, "yanchor": "bottom", "xanchor": "left"}
-    for name, text in (("xaxis", "threshold"), ("yaxis", y)):
-        layout[name] |= {"title": {"text": text, "font": {"size": 12}, "standoff": 6}}
+    layout = curves_layout("threshold", y, height=320, top=46)
     layout["xaxis"]["range"] = [0, 1]
-    layout["yaxis"] |= {"automargin": True, "rangemode": "tozero" if to_zero else "normal"}
+    layout["yaxis"]["rangemode"] = "tozero" if to_zero else "normal"
     if not to_zero:
         layout["yaxis"] |= {"zeroline": True, "zerolinecolor": "#7d8590", "zerolinewidth": 1.5}
     return layout
