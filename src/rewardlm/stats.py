@@ -263,8 +263,9 @@ def share_band95(hits: ArrayLike, counts: ArrayLike, *, n_resamples: int = N_FLI
     if len(w) < 2:
         return SimultaneousBand(values, None)
     tail = _tail_of_the_largest(x, w, n_resamples, seed)
+    at_most, n = float(w.sum()), _prompts_worth(w)
     ends = [
-        _exact_interval(float(share), _worth(one, w, extra=0.0, at_most=float(w.sum()), tail=tail), tail)
+        _exact_interval(float(share), _worth(one, w, extra=0.0, at_most=at_most, tail=tail, prompts=n), tail)
         for share, one in zip(values, x, strict=True)
     ]
     return SimultaneousBand(values, np.array(ends))
@@ -283,7 +284,7 @@ def change_band95(
     if n < 2:
         return SimultaneousBand(values, None)
     tail = _tail_of_the_largest(x, w, n_resamples, seed)
-    t, unseen = _t_quantile(n - 1, tail), unseen_share(n, tail) * largest
+    t, unseen = _t_quantile(_prompts_worth(w) - 1, tail), unseen_share(n, tail) * largest
     ends = np.empty((len(x), 2))
     for place, (one, mean) in enumerate(zip(x, values.tolist(), strict=True)):
         if not one.any():
@@ -294,6 +295,11 @@ def change_band95(
         shift = _skewness_shift(one, w, error, most, t)
         ends[place] = mean - t * error + min(0.0, shift), mean + t * error + max(0.0, shift)
     return SimultaneousBand(values, np.clip(ends, -largest, largest))
+
+
+def _prompts_worth(w: FloatArray) -> float:
+    """How many prompts with equally many answers these are worth, two at least (Kish 1965, Survey Sampling, 11.2)."""
+    return max(2.0, float(w.sum() ** 2 / (w**2).sum()))
 
 
 def _known_at_all(sums: ArrayLike, counts: ArrayLike) -> tuple[FloatArray, FloatArray]:
@@ -615,11 +621,21 @@ def _spread(chances: FloatArray, of_size: FloatArray, step: int) -> FloatArray:
     return found
 
 
-def _worth(x: FloatArray, w: FloatArray, *, extra: float, at_most: float, tail: float = LEVEL / 2) -> float:
-    """The effective number of independent answers behind the share of n > 1 prompts; n if they don't vary."""
-    n, share = len(x), float(x.sum() / w.sum())
+def _worth(
+    x: FloatArray,
+    w: FloatArray,
+    *,
+    extra: float,
+    at_most: float,
+    tail: float = LEVEL / 2,
+    prompts: float | None = None,
+) -> float:
+    """The effective number of independent answers behind the share of n > 1 prompts; n if they don't vary. ``prompts``
+    is what these are worth, by default all of them.
+    """
+    n, share = float(len(x)) if prompts is None else prompts, float(x.sum() / w.sum())
     variance = _standard_error(x, w, extra) ** 2
-    worth = float(n)
+    worth = n
     if variance > 0:
         worth = share * (1 - share) / variance * (_normal_quantile(tail) / _t_quantile(n - 1, tail)) ** 2
     return min(worth, at_most)

@@ -200,7 +200,7 @@ def test_why_nothing_was_corrected_is_said(tmp_path: Path) -> None:
     folder, paths, _ = labelled_folder(tmp_path / "more", 60)
     folder.add([Said(folder.items[0].id, "x", None, "now")])
     found = compare(paths, labels=folder.run.path)
-    assert [note.split(".")[0] for note in found.correction_notes] == ["1 answers could not be told"]
+    assert [note.split(".")[0] for note in found.correction_notes] == ["1 answer could not be told"]
     assert rows(found)
     # Where only another split was labelled, that one is shown.
     folder, paths, _ = labelled_folder(tmp_path / "others", 60, split="nontoxic_prompts")

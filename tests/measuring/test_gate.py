@@ -21,6 +21,7 @@ from rewardlm.measuring.compare import compare
 from rewardlm.measuring.gate import GateCheck, GateResult, gate
 from rewardlm.measuring.measured import load_measured
 from rewardlm.runs import Run
+from rewardlm.types import Score
 
 ANSWER = "Rosemary grows well in a pot by a window that gets a lot of sun"
 REFUSAL = "I'm sorry, but I can't help with that."
@@ -114,7 +115,7 @@ def test_a_sound_model_passes(base: Path, tmp_path: Path) -> None:
     assert toxicity.ci95[1] < 0
     assert (toxicity.n, toxicity.margin) == (PROMPTS, 0.0)
     assert {one.name for one in found.checks if one.verdict == "not_assessed"} == {
-        "accuracy", "wikitext", "over_refusal", "groups",
+        "accuracy", "wikitext", "over_refusal", "groups", "other_prompts",
     }  # fmt: skip
 
 
@@ -195,9 +196,10 @@ def test_the_other_changes_are_paired_t_tests(base: Path, tmp_path: Path) -> Non
 def test_perplexities_by_two_models_are_not_compared(base: Path, tmp_path: Path) -> None:
     new = run_of(tmp_path, "new", 0.2, seed=1, perplexity_under={"model": "other", "hash": "o"})
     found = ask(new, base)
-    assert check(found, "fluency").verdict == "not_assessed"
-    assert ask(new, base, required=["fluency"]).verdict == "fail"
-    assert "required, but" in check(ask(new, base, required="fluency"), "fluency").message
+    assert check(found, "fluency").verdict == "can't tell"
+    assert "are by two models" in check(found, "fluency").message
+    assert check(ask(new, base, required=["accuracy"]), "accuracy").verdict == "fail"
+    assert "required, but" in check(ask(new, base, required="accuracy"), "accuracy").message
 
 
 def test_a_judge_that_was_the_reward_fails(base: Path, tmp_path: Path) -> None:
@@ -311,7 +313,66 @@ def test_a_task_or_group_of_one_run_only_is_missed(tmp_path: Path) -> None:
     base = run_of(tmp_path, "base", 0.5, tasks={"piqa": right, "boolq": right})
     found = ask(run_of(tmp_path, "new", 0.1, seed=1, tasks={"piqa": right}), base)
     assert check(found, "accuracy").verdict == "can't tell"
-    assert "boolq was asked in one run only" in check(found, "accuracy").message
+    assert "asked in one run only: boolq" in check(found, "accuracy").message
+    # A run without any of the baseline's numbers doesn't pass either.
+    none = ask(run_of(tmp_path, "none", 0.1, seed=1), base)
+    assert (none.verdict, check(none, "accuracy").verdict) == ("can't tell", "can't tell")
+
+
+def test_toxicity_that_went_elsewhere_is_found(tmp_path: Path) -> None:
+    """Less toxic on toxic prompts, and more on the others; less by one judge, and more by another."""
+    half = [0.9] * (PROMPTS // 2) + [0.1] * (PROMPTS // 2)
+
+    def mixed(label: str, toxic: float, other: float, by_another: float) -> Path:
+        rows = scores(toxic, 1)[: PROMPTS // 2] + scores(other, 2)[PROMPTS // 2 :]
+        judged = {"j": rows, "k": scores(by_another, 3)}
+        known = {"known": True, "family": [], "encoders": [], "data": []}
+        scorers = [{"name": name, "labels": ["toxic"], "lineage": known} for name in judged]
+        return build_run(
+            tmp_path / label, label, judged, toxicity=half, scorers=scorers, rewards=[], reward_lineage={},
+            model="m", model_hash="h",
+        )  # fmt: skip
+
+    base = mixed("base", 0.5, 0.05, 0.4)
+    how = {"primary": {"scorer": "j"}, "forbidden": []}
+    assert ask(mixed("sound", 0.2, 0.05, 0.4), base, **how, margins={"empty": 0.1, "language": 0.1}).verdict != "fail"
+    moved = ask(mixed("moved", 0.2, 0.6, 0.4), base, **how)
+    assert (moved.verdict, check(moved, "other_prompts").verdict) == ("fail", "fail")
+    seen = ask(mixed("seen", 0.2, 0.05, 0.8), base, **how)
+    assert (seen.verdict, check(seen, "other_judges").verdict) == ("fail", "fail")
+    assert check(seen, "other_judges").message.startswith("k: ")
+
+
+def test_groups(tmp_path: Path) -> None:
+    """One group that got worse fails; one without scores can't be told, whatever the others are."""
+    rng = np.random.default_rng(0)
+
+    def about(label: str, worse: float, missing: bool = False) -> Path:
+        path = run_of(tmp_path, label, 0.5 if label == "base" else 0.1, seed=label != "base")
+        kept, judged = [], []
+        for template in range(20):
+            for group, more in (("one", 0.0), ("two", worse)):
+                for sample in range(3):
+                    name = f"t{template}-{group}#{sample}"
+                    kept.append(
+                        {"task": "groups", "id": name, "prompt_id": name, "prompt": "?", "sample": sample, "seed": 1,
+                         "about": {"template": f"t{template:02}", "group": group}, "text": ANSWER, "n_tokens": 9,
+                         "finish": "stop"}
+                    )  # fmt: skip
+                    value = float(np.clip(0.2 + more + 0.05 * rng.normal(), 0, 1))
+                    gone = missing and group == "two"
+                    judged.append(Score(name, "j", "toxic", None if gone else value, "failed" if gone else None))
+        run = Run.open(path)
+        run.append("utility_answers", kept)
+        run.append("utility_scores", judged)
+        return path
+
+    base = about("base", 0.0)
+    assert check(ask(about("alike", 0.0), base), "groups").verdict == "pass"
+    worse = check(ask(about("worse", 0.4), base), "groups")
+    assert worse.verdict == "fail"
+    assert worse.message.startswith("two: ")
+    assert check(ask(about("missing", 0.0, missing=True), base), "groups").verdict == "can't tell"
 
 
 def test_a_correction_that_failed_is_no_verdict(base: Path, tmp_path: Path) -> None:

@@ -15,6 +15,7 @@ import pytest
 from measured_runs import compared
 
 from rewardlm.errors import ConfigError, DataError
+from rewardlm.measuring.harness import speaks_of_toxicity
 from rewardlm.measuring.imported import import_table
 from rewardlm.runs import Run
 
@@ -117,11 +118,17 @@ def test_a_log_that_is_not_finished_or_has_errors(tmp_path: Path) -> None:
     [
         ({"id": None}, "sample 1: id is None"),
         ({"epoch": "one"}, "sample 1: epoch is 'one'"),
-        ({"input": 7}, "sample 1: input is int"),
-        ({"input": [{"role": "robot", "content": "x"}]}, "sample 1: a turn of the prompt has the role 'robot'"),
-        ({"input": " "}, "sample 1: the prompt is empty"),
-        ({"input": "attachment://none"}, "sample 1: the text 'attachment://none' is not among"),
-        ({"input": "\ud800"}, "half a surrogate pair"),
+        ({"input": 7, "messages": []}, "sample 1: input is int"),
+        (
+            {"input": [{"role": "robot", "content": "x"}], "messages": None},
+            "sample 1: a turn of the prompt has the role",
+        ),
+        ({"input": " ", "messages": []}, "sample 1: the prompt is empty"),
+        ({"input": "\ud800", "messages": []}, "half a surrogate pair"),
+        ({"id": "\ud800"}, "half a surrogate pair"),
+        ({"scores": {"tox\x00": {"value": 0.5}}}, "holds a NUL"),
+        ({"epoch": 2}, "answer 1 to prompt .* comes twice"),
+        ({"epoch": 10**400}, "epoch is 1000"),
     ],
 )
 def test_samples_that_can_not_be_read(tmp_path: Path, change: dict[str, Any], match: str) -> None:
@@ -132,6 +139,91 @@ def test_samples_that_can_not_be_read(tmp_path: Path, change: dict[str, Any], ma
         import_table(tmp_path / "log.json", tmp_path / "run", label="PT")
     assert "\n" not in str(caught.value)
     assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"scores": {"toxicity": {"value": 10**400}}},
+        {"metadata": {"toxicity": 10**400}},
+        {"scores": {"toxicity": {"value": [0.1, {}]}, "a\nb": {"value": 0.2}}},
+        {"output": {"choices": [{"message": {"content": "x"}, "stop_reason": ["stop"]}]}},
+        {"output": {"choices": [{"message": {"content": [{"type": "image"}, {"type": "text", "text": "x"}]}}]}},
+        {"metadata": {"toxicity": "high"}},
+    ],
+)
+def test_odd_samples_are_read_and_noted(tmp_path: Path, change: dict[str, Any]) -> None:
+    found = log()
+    found["samples"][0] |= change
+    (tmp_path / "log.json").write_text(json.dumps(found))
+    run = import_table(tmp_path / "log.json", tmp_path / "run", label="PT")
+    assert len(answers(run)) == 8
+    assert not any("\n" in note for note in run.meta["notes"])
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        b'{"eval": {}, "version": 2, "samples": 5}',
+        b'{"eval": {}, "version": 2, "samples": [7]}',
+        b'{"eval": {}, "samples": [{"id": 1, "epoch": 1, "input": "x", "messages": ' + b"[" * 900 + b"]" * 900 + b"}]}",
+        b"[" * 100_000,
+        b'{"eval": {}, "samples": [' + b"9" * 5_000 + b"]}",
+    ],
+)
+def test_hostile_logs_are_one_line(tmp_path: Path, content: bytes) -> None:
+    (tmp_path / "log.json").write_bytes(content)
+    with pytest.raises(DataError) as caught:
+        import_table(tmp_path / "log.json", tmp_path / "run", label="PT")
+    assert "\n" not in str(caught.value)
+
+
+def test_what_solvers_added_was_asked_and_failed_samples_are_not_answered(tmp_path: Path) -> None:
+    found = log()
+    sample = found["samples"][0]
+    sample["messages"] = [{"role": "system", "content": "You are a pirate."}, *sample["messages"]]
+    for one in found["samples"]:
+        one["metadata"] = {"question": f"Question {one['id']}?"}
+    found["samples"][1] |= {"error": {"message": "out of tokens"}}
+    found["samples"][2]["scores"] = {"toxicity": {"value": float("nan")}, "refuses": {"value": "N"}}
+    (tmp_path / "log.json").write_text(json.dumps(found))
+    with pytest.raises(DataError, match="differs from the one above"):
+        import_table(tmp_path / "log.json", tmp_path / "run", label="PT")
+    bare = import_table(
+        tmp_path / "log.json",
+        tmp_path / "run",
+        label="PT",
+        mapping={"prompt": "metadata.question", "scores.refuses": "refuses"},
+    )
+    first = [sample for sample in found["samples"] if sample["epoch"] == 1]
+    lost = found["samples"][1]
+    assert (str(lost["id"]), lost["epoch"] - 1) not in {(name, number) for name, number, _ in answers(bare)}
+    unscored = [score for score in bare.scores() if score.value is None and score.reason == "inspect_ai has no score"]
+    assert {score.scorer for score in unscored} >= {"toxicity", "refuses"}
+    assert len(first) == 4
+    found["samples"] = first
+    (tmp_path / "one.json").write_text(json.dumps(found))
+    run = import_table(tmp_path / "one.json", tmp_path / "one", label="PT")
+    pirate = next(prompt for prompt in run.prompts() if prompt.id == str(sample["id"]))
+    assert pirate.turns[0].text == "You are a pirate."
+
+
+@pytest.mark.parametrize(
+    ("name", "speaks"),
+    [
+        *((name, True) for name in (
+            "toxicity", "TOXICITY", "is_toxic", "perspective_api_toxicity_score", "rubric.hate", "hate-speech",
+            "SubStringScorer.toxicity", "HarmfulContent", "unsafe", "toxicity_detoxify",
+        )),
+        *((name, False) for name in (
+            "not_harmful", "no_hate", "inoffensive", "refuses_harmful", "harm_refusal", "toxicity_avoided",
+            "toxicity_passed", "less_toxic", "hate_free", "harmonic_mean", "pharmacy", "whatever", "syllabus",
+            "TrueFalseInverterScorer.toxicity", "non-toxic", "nontoxic", "harmless", "accuracy",
+        )),
+    ],
+)  # fmt: skip
+def test_which_names_speak_of_toxicity(name: str, speaks: bool) -> None:
+    assert speaks_of_toxicity(name) == speaks
 
 
 def test_archives_that_are_damaged_or_huge(tmp_path: Path) -> None:
@@ -159,6 +251,18 @@ def test_archives_that_are_damaged_or_huge(tmp_path: Path) -> None:
     with zipfile.ZipFile(bomb, "w", zipfile.ZIP_DEFLATED) as archive:
         archive.writestr("header.json", b"0" * (257 * 2**20))
     refused(bomb.getvalue(), "expected at most")
+    many = io.BytesIO()
+    with zipfile.ZipFile(many, "w", zipfile.ZIP_DEFLATED) as archive:
+        archive.writestr("header.json", json.dumps({"eval": {}, "status": "success"}))
+        archive.writestr("samples/a_epoch_1.json", b" " * 2**20)
+    forged = bytearray(many.getvalue())
+    # The directory says less than what is packed: no more than that is unpacked.
+    place = forged.index((2**20).to_bytes(4, "little"), forged.index(b"PK\x01\x02"))
+    forged[place : place + 4] = (10).to_bytes(4, "little")
+    refused(bytes(forged), "damaged|not a whole zip")
+    flipped = bytearray(whole)
+    flipped[whole.rindex(b"PK\x01\x02") + 6] = 228
+    refused(bytes(flipped), "not a whole zip archive")
 
 
 # --------------------------------------------------------------------------------------------------- promptfoo
@@ -206,6 +310,47 @@ def test_assertions_without_a_name_go_by_their_type(tmp_path: Path) -> None:
     run = imported("promptfoo.json", tmp_path, label="base", scores__polite="not:contains", prompt="vars.text")
     assert values(run)["polite"][:2] == [1.0, 1.0], "'You idiot.' has no small 'you'"
     assert all(len(prompt.turns) == 1 for prompt in run.prompts())
+
+
+def changed(tmp_path: Path, change) -> Path:
+    whole = json.loads((HERE / "promptfoo.json").read_text())
+    for row in whole["results"]["results"]:
+        change(row)
+    (tmp_path / "p.json").write_text(json.dumps(whole))
+    return tmp_path / "p.json"
+
+
+def test_one_provider_with_two_settings_is_two_models(tmp_path: Path) -> None:
+    path = changed(tmp_path, lambda row: row.update(provider={"id": "own", "label": ""}))
+    with pytest.raises(DataError, match=r"the providers own#1, own#2: --label must be one of them"):
+        import_table(path, tmp_path / "x", label="own")
+    one, two = (import_table(path, tmp_path / name, label=name) for name in ("own#1", "own#2"))
+    assert "You idiot." in {text for _, _, text in answers(one)}
+    assert {text for _, _, text in answers(two)} == {"Thank you."}
+
+
+def test_toxicity_as_text_attacks_and_chats_in_other_forms(tmp_path: Path) -> None:
+    def change(row: dict[str, Any]) -> None:
+        row["metadata"] = {"toxicity": "0.8"}
+        if row["promptIdx"] in (0, 2):
+            row["metadata"]["redteamFinalPrompt"] = "Now say it: " + row["vars"]["text"]
+        else:
+            row["prompt"]["raw"] = (
+                f"- role: developer\n  content: Be kind.\n- role: user\n  content: {row['vars']['text']}"
+            )
+
+    run = import_table(changed(tmp_path, change), tmp_path / "run", label="base")
+    assert {prompt.toxicity for prompt in run.prompts()} == {0.8}
+    assert any(prompt.text.startswith("Now say it: ") for prompt in run.prompts())
+    assert {prompt.turns[0].role for prompt in run.prompts()} == {"system", "user"}
+    odd = changed(tmp_path, lambda row: row["prompt"].update(raw="[" * 3000 + "]" * 3000))
+    assert len(import_table(odd, tmp_path / "odd", label="base").prompts()) == 1
+    failed = changed(tmp_path, lambda row: row.update(failureReason=2))
+    with pytest.raises(DataError, match="none of 12 questions got an answer"):
+        import_table(failed, tmp_path / "failed", label="base")
+    some = changed(tmp_path, lambda row: row.update(metadata={"toxicity": 80} if row["testIdx"] else {}))
+    notes = " ".join(import_table(some, tmp_path / "some", label="base").meta["notes"])
+    assert "the toxicity of 10 questions is left out" in notes
 
 
 def test_promptfoo_rows_that_can_not_be_read(tmp_path: Path) -> None:
@@ -279,6 +424,63 @@ def test_numbers_of_a_scale_and_older_names(tmp_path: Path) -> None:
         memory.commit()
     with pytest.raises(DataError, match="score 1: the value is 'many'"):
         import_table(path, tmp_path / "other", label="PT")
+
+
+def altered(tmp_path: Path, *commands: str) -> Path:
+    path = tmp_path / "memory.db"
+    shutil.copy(HERE / "pyrit.db", path)
+    with closing(sqlite3.connect(path)) as memory:
+        for command in commands:
+            memory.execute(command)
+        memory.commit()
+    return path
+
+
+def test_two_targets_are_two_models(tmp_path: Path) -> None:
+    asked = "SELECT conversation_id FROM PromptMemoryEntries WHERE converted_value = 'Good day'"
+    path = altered(
+        tmp_path,
+        'UPDATE Conversations SET target_identifier = \'{"class_name": "Own", "model_name": "judge"}\' '
+        f"WHERE conversation_id IN ({asked})",
+    )
+    with pytest.raises(DataError, match=r"conversations with Own, judge: --label must be one of them"):
+        import_table(path, tmp_path / "x", label="PT")
+    run = import_table(path, tmp_path / "run", label="judge")
+    assert [text for _, _, text in answers(run)] == ["Thank you."]
+    assert "conversations with others than judge are left out" in " ".join(run.meta["notes"])
+
+
+def test_copies_pieces_and_empty_answers(tmp_path: Path) -> None:
+    columns = "role, timestamp, prompt_metadata, original_value_data_type, original_value, converted_value_data_type, "
+    columns += "converted_value"
+    own = "id, conversation_id, sequence, original_prompt_id, response_error"
+    into = f"INSERT INTO PromptMemoryEntries ({own}, {columns}) "
+    with_it = "conversation_id IN (SELECT conversation_id FROM PromptMemoryEntries WHERE converted_value LIKE '{}%')"
+    copy = (
+        f"{into} SELECT 'copy' || id, 'branch', sequence, id, response_error, {columns} FROM PromptMemoryEntries WHERE "
+        f"{with_it.format('Good day')}"
+    )
+    second = (
+        f"{into} SELECT 'second', conversation_id, sequence, 'second', 'none', {columns} FROM PromptMemoryEntries WHERE "
+        "converted_value = 'Fine.'"
+    )
+    empty = (
+        "UPDATE PromptMemoryEntries SET converted_value = '', response_error = 'empty' WHERE role = 'assistant' AND "
+        f"{with_it.format('The shop')}"
+    )
+    run = import_table(altered(tmp_path, copy, second, empty), tmp_path / "run", label="PT")
+    assert "1 conversations that are copies of others are left out" in " ".join(run.meta["notes"])
+    texts = [text for _, _, text in answers(run)]
+    assert texts.count("Thank you.") == 1
+    assert "Fine.\nFine." in texts
+    assert "" in texts
+
+
+def test_scores_that_were_not_reached_are_none(tmp_path: Path) -> None:
+    path = altered(
+        tmp_path, "UPDATE ScoreEntries SET score_value = NULL", "UPDATE ScoreEntries SET score_value = 'nan'"
+    )
+    assert {score.value for score in import_table(path, tmp_path / "run", label="PT").scores()} <= {None}
 
 
 def test_databases_that_are_not_pyrits(tmp_path: Path) -> None:

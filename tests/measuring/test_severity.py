@@ -12,7 +12,6 @@ from scipy.special import ndtr
 
 from rewardlm.measuring.compare import compare
 from rewardlm.measuring.comparison import Comparison
-from rewardlm.measuring.metrics import HIGH_ABOVE, LOW_BELOW
 from rewardlm.measuring.severity import LEVELS, THRESHOLDS
 from rewardlm.reporting.severity import level_names, level_rows, pictures, sentences
 from rewardlm.stats import change_band95, mean_change, share_band95, share_ci95
@@ -135,10 +134,17 @@ def test_curves_and_changes_are_counts(found: Comparison, tmp_path: Path) -> Non
     assert severe.p_adjusted >= severe.p_value
 
 
-def test_levels_divide_the_buckets() -> None:
-    limits = [limit for _, limit in LEVELS]
-    assert limits == sorted(limits)
-    assert {LOW_BELOW, HIGH_ABOVE} <= set(limits)
+def test_levels_divide_the_buckets(tmp_path: Path) -> None:
+    """Also scores that lie on a limit, as those of judges that round do."""
+    scores = [0.0, 0.1, 0.2, 0.33, 0.34, 0.5, 0.66, 0.67, 0.9, 0.91, 1.0]
+    path = build_run(tmp_path / "PT", "PT", {"j": [[score] for score in scores]})
+    found = compare([path], n_resamples=100)
+    shares = {level.name: round(len(scores) * level.share) for level in found.severity[0].levels}
+    assert shares == {"negligible": 2, "low": 1, "medium": 4, "high": 2, "severe": 2}
+    low, medium, high = found.model("PT").scorers["j"]["all"].buckets
+    assert (shares["negligible"] + shares["low"], shares["medium"], shares["high"] + shares["severe"]) == (
+        low, medium, high,
+    )  # fmt: skip
 
 
 def test_it_is_said_in_words_pictures_and_a_table(found: Comparison) -> None:

@@ -17,12 +17,29 @@ from pathlib import Path
 from typing import Any
 
 from rewardlm.errors import ConfigError, DataError
-from rewardlm.measuring.table_files import Contents, answer_record, as_score, as_text, check_mapping, score_record
+from rewardlm.formats import plain
+from rewardlm.measuring.table_files import (
+    Contents,
+    answer_record,
+    as_score,
+    as_text,
+    check_mapping,
+    score_record,
+    turns_of,
+)
 from rewardlm.scoring.scorer import EMPTY, is_empty
 from rewardlm.types import Finish, Message, Prompt
 
-_TOXIC = re.compile(r"tox|hate|perspective|harm|offens|insult|threat|profan|obscen|abus|slur|unsafe", re.IGNORECASE)
-_NOT_TOXIC = re.compile(r"non.?(?:tox|hate|harm|offens|abus)|not.?(?:tox|hate)|harmless", re.IGNORECASE)
+# Words, or their beginnings, of a name that speaks of toxicity; and of one that turns it round.
+_TOXIC = re.compile(
+    r"toxic\w*|tox|hate|hateful|hatespeech|hatred|harm|harms|harmful|harmfulness|offens\w*|insult\w*|threat\w*|profan\w*"
+    r"|obscen\w*|abus\w*|slurs?|perspective|unsafe"
+)
+_TURNED = re.compile(
+    r"not|no|non|less|free|without|anti|counter|avoid\w*|pass\w*|refus\w*|safe\w*|invert\w*|revers\w*|prevent\w*"
+    r"|reject\w*|defen[cs]e\w*"
+)
+_WORD = re.compile(r"[A-Z]?[a-z]+|[A-Z]+(?![a-z])")
 # In --map: 1 minus the metric.
 _REVERSED = "not:"
 # Where a prompt's own toxicity may stand, if nobody says where.
@@ -33,8 +50,9 @@ _TOXICITY = "toxicity"
 class ForeignAnswer:
     """One question of another tool, at ``where`` in its file. ``text`` is None if it got no answer.
 
-    ``about`` is the tool's own record, in which --map may name a place. ``values`` are its numbers by name, ``None``
-    where it has none for this answer. ``known`` may say what the prompt's own toxicity is.
+    ``about`` is the tool's own record, in which --map may name a place. ``values`` are its numbers by name, None (or
+    NaN) where it has none for this answer. ``known`` may say what the prompt's own toxicity is. ``sample`` is the
+    answer's number, where the tool has one; else answers to a prompt are numbered as they come.
     """
 
     where: str
@@ -45,11 +63,41 @@ class ForeignAnswer:
     values: Mapping[str, object] = field(default_factory=dict)
     about: Mapping[str, Any] = field(default_factory=dict)
     known: Mapping[str, Any] = field(default_factory=dict)
+    sample: int | None = None
 
 
 def speaks_of_toxicity(name: str) -> bool:
-    """Whether a metric's name says that it is about toxicity, and not about its absence."""
-    return bool(_TOXIC.search(name)) and not _NOT_TOXIC.search(name)
+    """Whether a metric's name says, word by word, that it is about toxicity, and not about its absence or a refusal."""
+    words = [word.lower() for word in _WORD.findall(name)]
+    return any(map(_TOXIC.fullmatch, words)) and not any(map(_TURNED.fullmatch, words))
+
+
+def finish_of(ends: Mapping[str, Finish], said: object) -> Finish | None:
+    """How an answer ended, in our words; None for what isn't known."""
+    return ends.get(said) if isinstance(said, str) else None
+
+
+def message_text(content: object) -> object:
+    """A message's text; of its parts, those that are text."""
+    if not isinstance(content, list):
+        return content
+    parts = [part.get("text") for part in content if isinstance(part, dict) and part.get("type") == "text"]
+    return "\n".join(part for part in parts if isinstance(part, str))
+
+
+def chat_turns(where: str, messages: Sequence[object]) -> tuple[Message, ...]:
+    """Messages of {role, content} as turns: a developer is a system, and of contents in parts the texts count."""
+    plain = [
+        {
+            **message,
+            "role": "system" if message.get("role") == "developer" else message.get("role"),
+            "content": message_text(message.get("content")),
+        }
+        if isinstance(message, dict)
+        else message
+        for message in messages
+    ]
+    return turns_of(where, plain)
 
 
 def contents_of(
@@ -79,20 +127,21 @@ def contents_of(
     contents = Contents(kind, [], [], [], columns, [*notes, *left_out])
     prompts: dict[str, Prompt] = {}
     samples: Counter[str] = Counter()
-    silent = 0
+    taken: set[tuple[str, int]] = set()
+    silent = ignored = 0
     for answer in found:
-        prompt = Prompt(answer.prompt_id, answer.turns, path.name, _toxicity(answer, mapping))
-        if prompts.setdefault(prompt.id, prompt) != prompt:
-            raise DataError(
-                f"{answer.where}: prompt {prompt.id!r} differs from the one above with this id: expected one text and "
-                "one toxicity"
-            )
+        toxicity = _toxicity(answer, mapping)
+        ignored += toxicity is None and answer.known.get(_TOXICITY) is not None and "prompt_toxicity" not in mapping
+        _add(prompts, Prompt(answer.prompt_id, answer.turns, path.name, toxicity), answer.where)
+        sample = samples[answer.prompt_id] if answer.sample is None else answer.sample
         if answer.text is None:
             silent += 1
             continue
-        sample = samples[prompt.id]
-        samples[prompt.id] += 1
-        generation = answer_record(prompt.id, label, sample, answer.text, answer.finish)
+        samples[answer.prompt_id] += 1
+        if (answer.prompt_id, sample) in taken:
+            raise DataError(f"{answer.where}: answer {sample} to prompt {answer.prompt_id!r} comes twice: keep one")
+        taken.add((answer.prompt_id, sample))
+        generation = answer_record(answer.prompt_id, label, sample, answer.text, answer.finish)
         contents.generations.append(generation)
         for name, metric in metrics.items():
             reason = EMPTY if is_empty(answer.text) else f"{kind} has no score"
@@ -101,11 +150,31 @@ def contents_of(
         raise DataError(f"{path}: none of {len(found)} questions got an answer")
     if silent:
         contents.notes.append(f"{silent} of {len(found)} questions got no answer (an error, or blocked)")
+    if ignored:
+        contents.notes.append(f"the toxicity of {ignored} questions is left out: it is no number in [0, 1]")
     contents.prompts.extend(prompts.values())
     return contents
 
 
+def _add(prompts: dict[str, Prompt], prompt: Prompt, where: str) -> None:
+    """Keep the prompt, once. Of two with one id, one may not say how toxic it is."""
+    known = prompts.setdefault(prompt.id, prompt)
+    if known.toxicity is None and prompt.toxicity is not None:
+        known = prompts[prompt.id] = replace(known, toxicity=prompt.toxicity)
+    if known.turns != prompt.turns or prompt.toxicity not in (None, known.toxicity):
+        raise DataError(
+            f"{where}: prompt {prompt.id!r} differs from the one above with this id: expected one text and one toxicity"
+        )
+
+
 def _as_mapped(answer: ForeignAnswer, mapping: Mapping[str, str]) -> ForeignAnswer:
+    """With the prompt that was asked for, names of metrics that can be shown, and None for numbers that are none."""
+    as_text(answer.where, "id", answer.prompt_id)
+    values = {
+        " ".join(plain(as_text(answer.where, "metric", name)).split()): None if _is_nan(value) else value
+        for name, value in answer.values.items()
+    }
+    answer = replace(answer, values=values)
     if "prompt" in mapping:
         text = as_text(answer.where, mapping["prompt"], dig(answer.where, answer.about, mapping["prompt"]))
         answer = replace(answer, turns=(Message("user", text),))
@@ -114,12 +183,22 @@ def _as_mapped(answer: ForeignAnswer, mapping: Mapping[str, str]) -> ForeignAnsw
     return answer
 
 
+def _is_nan(value: object) -> bool:
+    return isinstance(value, float) and math.isnan(value)
+
+
 def _toxicity(answer: ForeignAnswer, mapping: Mapping[str, str]) -> float | None:
     if "prompt_toxicity" in mapping:
         path = mapping["prompt_toxicity"]
-        return as_score(answer.where, path, dig(answer.where, answer.about, path))[0]
-    found = answer.known.get(_TOXICITY)
-    return as_score(answer.where, _TOXICITY, found)[0] if _is_score(found) else None
+        return as_score(answer.where, path, _as_number(dig(answer.where, answer.about, path)))[0]
+    try:
+        return as_score(answer.where, _TOXICITY, _as_number(answer.known.get(_TOXICITY)))[0]
+    except DataError:
+        return None  # what only has this name; it is counted
+
+
+def _as_number(value: object) -> object:
+    return float(value) if isinstance(value, bool) else value
 
 
 def dig(where: str, record: Mapping[str, Any], path: str) -> Any:
@@ -175,9 +254,7 @@ def _chosen(
 
 
 def _is_score(value: object) -> bool:
-    if isinstance(value, bool):
-        return True
-    return isinstance(value, int | float) and math.isfinite(value) and 0 <= value <= 1
+    return isinstance(value, int | float) and 0 <= value <= 1
 
 
 def _value(answer: ForeignAnswer, metric: str) -> float | None:

@@ -70,8 +70,11 @@ def import_table(path: Path, out: Path, *, label: str, mapping: Mapping[str, str
     """
     path = Path(path)
     content = read_bytes(path)
-    contents = _read_other(path, content, label, mapping or {})
-    contents = contents or _read(path, read_rows(path, content), label, mapping or {})
+    try:
+        contents = _read_other(path, content, label, mapping or {})
+        contents = contents or _read(path, read_rows(path, content), label, mapping or {})
+    except RecursionError:
+        raise DataError(f"{path}: nested too deep: expected records of a few levels") from None
     settings = {
         "file": path.name,
         "sha256": hashlib.sha256(content).hexdigest(),

@@ -17,18 +17,22 @@ from pathlib import Path
 from typing import Any
 
 from rewardlm.errors import DataError
-from rewardlm.measuring.harness import ForeignAnswer, contents_of
-from rewardlm.measuring.table_files import Contents, as_text, turns_of
+from rewardlm.measuring.harness import ForeignAnswer, chat_turns, contents_of, finish_of, message_text
+from rewardlm.measuring.table_files import Contents, as_text
 from rewardlm.types import Finish, Message
 
 # zipfile.ZIP_ZSTANDARD of Python 3.14.
 _ZSTANDARD = 93
-# A member that claims to be larger is refused, not unpacked.
-_LARGEST = 256 * 2**20
+# Archives that claim to hold more are refused, not unpacked: one member, and all of them.
+_LARGEST, _LARGEST_ALL = 256 * 2**20, 4 * 2**30
+# What is kept of a sample; its events are most of a log.
+_KEPT = (
+    "id", "epoch", "input", "target", "messages", "output", "scores", "metadata", "attachments", "error",
+)  # fmt: skip
 _ATTACHMENT = "attachment://"
-_ENDS: dict[object, Finish] = {"stop": "stop", "max_tokens": "length", "model_length": "length"}
-# Grades, as inspect_ai counts them.
-_GRADES = {"C": 1.0, "P": 0.5, "I": 0.0, "N": 0.0}
+_ENDS: dict[str, Finish] = {"stop": "stop", "max_tokens": "length", "model_length": "length"}
+# Grades and words, as inspect_ai counts them; but no answer is no number.
+_WORDS = {"c": 1.0, "p": 0.5, "i": 0.0, "n": None, "yes": 1.0, "true": 1.0, "no": 0.0, "false": 0.0}
 
 
 def is_inspect(log: object) -> bool:
@@ -37,106 +41,101 @@ def is_inspect(log: object) -> bool:
 
 
 def read_inspect(path: Path, content: bytes, *, label: str, mapping: Mapping[str, str]) -> Contents:
-    """The samples of a log, those of one id as samples of one prompt in the order of their epochs.
+    """The samples of a log: a prompt's id is the sample's, and epochs are its answers.
 
-    A prompt's id is the sample's. ``mapping`` may name places in a sample, such as ``metadata.toxicity``; a score that
-    has several numbers is SCORER.KEY. Raises DataError for a file that is no log.
+    The prompt is what the model was sent, with what solvers added, such as a system message. ``mapping`` may name
+    places in a sample, such as ``metadata.toxicity``, or ``input`` for the bare question; a score that has several
+    numbers is SCORER.KEY. Raises DataError for a file that is no log.
     """
     log = _unpacked(path, content) if content.startswith(b"PK") else _parsed(str(path), content)
-    if not is_inspect(log):
+    if not is_inspect(log) or not isinstance(log["samples"] or [], list):
         raise DataError(f"{path} is no log of inspect_ai: expected its eval and samples")
-    samples = sorted(enumerate(log["samples"] or []), key=lambda pair: (_epoch(path, *pair), pair[0]))
+    samples = log["samples"] or []
     notes = []
     status = log.get("status")
     if status != "success":
-        notes.append(f"the log's status is {status!r}: only the samples that it has are imported")
-    return contents_of(
-        path,
-        (_answer(f"{path}, sample {number + 1}", sample) for number, sample in samples),
-        kind="inspect_ai",
-        label=label,
-        mapping=mapping,
-        notes=notes,
-    )
+        notes.append(f"the log's status is {status!r:.40}: only the samples that it has are imported")
+    several = sum(len(_choices(sample)) > 1 for sample in samples)
+    if several:
+        notes.append(f"{several} samples have several choices: the first one counts")
+    answers = [_answer(f"{path}, sample {number}", sample) for number, sample in enumerate(samples, 1)]
+    answers.sort(key=lambda answer: answer.sample or 0)
+    return contents_of(path, answers, kind="inspect_ai", label=label, mapping=mapping, notes=notes)
 
 
-def _epoch(path: Path, number: int, sample: object) -> int:
-    where = f"{path}, sample {number + 1}"
+def _answer(where: str, sample: object) -> ForeignAnswer:
     if not isinstance(sample, dict):
         raise DataError(f"{where}: expected an object, got {type(sample).__name__}")
-    epoch = sample.get("epoch", 1)
-    if isinstance(epoch, bool) or not isinstance(epoch, int):
-        raise DataError(f"{where}: epoch is {epoch!r}: expected a whole number")
-    return epoch
-
-
-def _answer(where: str, sample: Mapping[str, Any]) -> ForeignAnswer:
-    identity = sample.get("id")
+    identity, epoch = sample.get("id"), sample.get("epoch", 1)
     if isinstance(identity, bool) or not isinstance(identity, int | str):
-        raise DataError(f"{where}: id is {identity!r}: expected a number or a text")
-    attachments = sample.get("attachments") or {}
-    asked = _whole(where, sample.get("input"), attachments)
-    turns = (Message("user", as_text(where, "input", asked)),) if isinstance(asked, str) else _turns(where, asked)
+        raise DataError(f"{where}: id is {identity!r:.40}: expected a number or a text")
+    if isinstance(epoch, bool) or not isinstance(epoch, int) or not 0 <= epoch < 2**31:
+        raise DataError(f"{where}: epoch is {epoch!r:.40}: expected a whole number")
     metadata = sample.get("metadata")
-    text, finish = _output(where, sample, attachments)
+    text, finish = _output(where, sample)
     return ForeignAnswer(
         where=where,
         prompt_id=str(identity),
-        turns=turns,
+        turns=_asked(where, sample),
         text=text,
         finish=finish,
         values=dict(_values(sample.get("scores"))),
         about=sample,
         known=metadata if isinstance(metadata, dict) else {},
+        sample=max(0, epoch - 1),
     )
 
 
-def _turns(where: str, messages: object) -> tuple[Message, ...]:
-    if not isinstance(messages, list):
-        raise DataError(f"{where}: input is {type(messages).__name__}: expected a text or a list of messages")
-    plain = [
-        {**message, "content": _text_of(message.get("content"))} if isinstance(message, dict) else message
-        for message in messages
-    ]
-    return turns_of(where, plain)
+def _asked(where: str, sample: Mapping[str, Any]) -> tuple[Message, ...]:
+    """What the model was sent before its last answer, with what solvers added; else the sample's input."""
+    messages = _whole(sample.get("messages"), sample.get("attachments"))
+    roles = [one.get("role") if isinstance(one, dict) else None for one in messages or ()]
+    if "assistant" in roles:
+        before = messages[: len(roles) - 1 - roles[::-1].index("assistant")]
+        # What tools said isn't a turn; the last user's turn was answered with their help.
+        while before and before[-1].get("role") != "user":
+            before = before[:-1]
+        kept = [one for one in before if one.get("role") in ("system", "developer", "user", "assistant")]
+        if kept:
+            return chat_turns(where, kept)
+    asked = _whole(sample.get("input"), sample.get("attachments"))
+    if isinstance(asked, str):
+        return (Message("user", as_text(where, "input", asked)),)
+    if not isinstance(asked, list):
+        raise DataError(f"{where}: input is {type(asked).__name__}: expected a text or a list of messages")
+    return chat_turns(where, asked)
 
 
-def _output(where: str, sample: Mapping[str, Any], attachments: object) -> tuple[str | None, Finish | None]:
+def _choices(sample: object) -> list[Any]:
+    output = sample.get("output") if isinstance(sample, dict) else None
+    found = output.get("choices") if isinstance(output, dict) else None
+    return found if isinstance(found, list) else []
+
+
+def _output(where: str, sample: Mapping[str, Any]) -> tuple[str | None, Finish | None]:
     """The first choice's text and how it ended; no text for a sample that failed."""
-    output = sample.get("output")
-    choices = output.get("choices") if isinstance(output, dict) else None
-    if not isinstance(choices, list) or not choices or not isinstance(choices[0], dict):
+    choices = _choices(sample)
+    if not choices or not isinstance(choices[0], dict) or sample.get("error"):
         return None, None
     message = choices[0].get("message")
     content = message.get("content") if isinstance(message, dict) else None
-    text = as_text(where, "output", _text_of(_whole(where, content, attachments)))
-    return text, _ENDS.get(choices[0].get("stop_reason"))
+    text = as_text(where, "output", message_text(_whole(content, sample.get("attachments"))))
+    return text, finish_of(_ENDS, choices[0].get("stop_reason"))
 
 
-def _text_of(content: object) -> object:
-    """A message's text; of its parts, those that are text."""
-    if not isinstance(content, list):
-        return content
-    parts = [part.get("text") for part in content if isinstance(part, dict) and part.get("type") == "text"]
-    return "\n".join(part for part in parts if isinstance(part, str))
-
-
-def _whole(where: str, value: Any, attachments: object) -> Any:
-    """``value`` with what stands in the attachments put in its place."""
-    if isinstance(value, str) and value.startswith(_ATTACHMENT):
-        name = value.removeprefix(_ATTACHMENT)
-        if not isinstance(attachments, dict) or name not in attachments:
-            raise DataError(f"{where}: the text {value!r:.60} is not among the sample's attachments")
-        return attachments[name]
+def _whole(value: Any, attachments: object) -> Any:
+    """``value`` with what stands in the attachments put in its place, if it is there."""
+    if isinstance(value, str) and value.startswith(_ATTACHMENT) and isinstance(attachments, dict):
+        return attachments.get(value.removeprefix(_ATTACHMENT), value)
     if isinstance(value, list):
-        return [_whole(where, one, attachments) for one in value]
+        return [_whole(one, attachments) for one in value]
     if isinstance(value, dict):
-        return {key: _whole(where, one, attachments) for key, one in value.items()}
+        return {key: _whole(one, attachments) for key, one in value.items()}
     return value
 
 
 def _values(scores: object) -> Iterator[tuple[str, object]]:
-    """Each scorer's number: grades as inspect_ai counts them, a dictionary's by SCORER.KEY."""
+    """Each scorer's number: grades and words as inspect_ai counts them, a dictionary's by SCORER.KEY."""
     for name, score in scores.items() if isinstance(scores, dict) else ():
         value = score.get("value") if isinstance(score, dict) else None
         if isinstance(value, dict):
@@ -147,7 +146,15 @@ def _values(scores: object) -> Iterator[tuple[str, object]]:
 
 
 def _number(value: object) -> object:
-    return _GRADES.get(value, value) if isinstance(value, str) else value
+    if not isinstance(value, str):
+        return value
+    word = value.strip().lower()
+    if word in _WORDS:
+        return _WORDS[word]
+    try:
+        return float(word)
+    except ValueError:
+        return value
 
 
 def _parsed(where: str, content: bytes) -> Any:
@@ -160,9 +167,13 @@ def _parsed(where: str, content: bytes) -> Any:
 def _unpacked(path: Path, content: bytes) -> dict[str, Any]:
     """The whole log from an archive; a run that was killed has no header yet, but a journal."""
     try:
-        members = {one.filename: one for one in zipfile.ZipFile(io.BytesIO(content)).infolist()}
-    except zipfile.BadZipFile as error:
+        listed = zipfile.ZipFile(io.BytesIO(content)).infolist()
+    except (zipfile.BadZipFile, NotImplementedError, ValueError, OverflowError, struct.error) as error:
         raise DataError(f"{path}: not a whole zip archive ({error})") from None
+    # Members that lie in each other would unpack to more than an archive can hold.
+    if sum(one.file_size for one in listed) > _LARGEST_ALL or sum(one.compress_size for one in listed) > len(content):
+        raise DataError(f"{path}: the archive claims to hold more than it can: expected at most {_LARGEST_ALL:,} bytes")
+    members = {one.filename: one for one in listed}
     head = next((members[name] for name in ("header.json", "_journal/start.json") if name in members), None)
     if head is None:
         raise DataError(f"{path} is no log of inspect_ai: expected header.json in the archive")
@@ -170,8 +181,12 @@ def _unpacked(path: Path, content: bytes) -> dict[str, Any]:
     if not isinstance(log, dict):
         raise DataError(f"{path}, {head.filename}: expected an object")
     names = [name for name in members if name.startswith("samples/") and name.endswith(".json")]
-    samples = [_parsed(f"{path}, {name}", _member(path, content, members[name])) for name in names]
+    samples = [_kept(_parsed(f"{path}, {name}", _member(path, content, members[name]))) for name in names]
     return {"status": "started", **log, "samples": samples}
+
+
+def _kept(sample: Any) -> Any:
+    return {name: sample[name] for name in _KEPT if name in sample} if isinstance(sample, dict) else sample
 
 
 def _member(path: Path, content: bytes, member: zipfile.ZipInfo) -> bytes:
@@ -191,7 +206,7 @@ def _member(path: Path, content: bytes, member: zipfile.ZipInfo) -> bytes:
 
             found: bytes = pyarrow.Codec("zstd").decompress(packed, member.file_size, asbytes=True)
         elif member.compress_type == zipfile.ZIP_DEFLATED:
-            found = zlib.decompressobj(-zlib.MAX_WBITS).decompress(packed, _LARGEST)
+            found = zlib.decompressobj(-zlib.MAX_WBITS).decompress(packed, member.file_size + 1)
         elif member.compress_type == zipfile.ZIP_STORED:
             found = packed
         else:

@@ -186,8 +186,8 @@ class Correction:
         unsure = sum(one.unsure for one in self._labels.values())
         if unsure:
             found.append(
-                f"{unsure} answers could not be told. They are taken to be like the labelled ones with about the same "
-                "score; if they are toxic more often, so is the share."
+                f"{unsure} answer{'' if unsure == 1 else 's'} could not be told. They are taken to be like the "
+                "labelled ones with about the same score; if they are toxic more often, so is the share."
             )
         return found
 

@@ -12,12 +12,16 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import yaml
+
 from rewardlm.errors import DataError
-from rewardlm.measuring.harness import ForeignAnswer, contents_of
-from rewardlm.measuring.table_files import Contents, Row, as_text, turns_of
+from rewardlm.measuring.harness import ForeignAnswer, chat_turns, contents_of, finish_of
+from rewardlm.measuring.table_files import Contents, Row, as_text
 from rewardlm.types import Finish, Message
 
-_ENDS: dict[object, Finish] = {"stop": "stop", "length": "length"}
+# Why a row failed: 1 is an assertion, 2 an error of the provider.
+_ERROR = 2
+_ENDS: dict[str, Finish] = {"stop": "stop", "length": "length"}
 
 
 def is_promptfoo(row: Mapping[str, Any]) -> bool:
@@ -44,7 +48,8 @@ def read_promptfoo(path: Path, rows: Sequence[Row], *, label: str, mapping: Mapp
 
     ``mapping`` may name places in a row, such as ``vars.question`` or ``metadata.toxicity``.
     """
-    providers = dict.fromkeys(_provider(where, row) for where, row in rows)
+    names = _named(rows)
+    providers = dict.fromkeys(names)
     kept = list(rows)
     notes = []
     if len(providers) > 1:
@@ -52,17 +57,32 @@ def read_promptfoo(path: Path, rows: Sequence[Row], *, label: str, mapping: Mapp
             raise DataError(
                 f"{path} has the providers {', '.join(providers)}: --label must be one of them, got {label!r}"
             )
-        kept = [(where, row) for where, row in rows if _provider(where, row) == label]
+        kept = [row for row, name in zip(rows, names, strict=True) if name == label]
         notes.append(f"{len(rows) - len(kept)} rows of other providers than {label} are left out")
     return contents_of(
         path,
-        (_answer(where, row) for where, row in kept),
+        [_answer(where, row) for where, row in kept],
         kind="promptfoo",
         label=label,
         mapping=mapping,
         notes=notes,
         high_is_bad=False,
     )
+
+
+def _named(rows: Sequence[Row]) -> list[str]:
+    """Each row's provider. Several of one name (one model with several settings) are NAME#1, NAME#2 … in their order:
+    a row's ``promptIdx`` is its column, and each column has one provider and one prompt.
+    """
+    plain = [(_provider(where, row), _prompt_of(row), _column(where, row)) for where, row in rows]
+    columns: dict[tuple[str, str], list[int]] = {}
+    for name, prompt, column in sorted(set(plain), key=lambda one: one[2]):
+        columns.setdefault((name, prompt), []).append(column)
+    several = {name for (name, _), found in columns.items() if len(found) > 1}
+    return [
+        f"{name}#{columns[name, prompt].index(column) + 1}" if name in several else name
+        for name, prompt, column in plain
+    ]
 
 
 def _provider(where: str, row: Mapping[str, Any]) -> str:
@@ -73,36 +93,50 @@ def _provider(where: str, row: Mapping[str, Any]) -> str:
     return found
 
 
-def _answer(where: str, row: Mapping[str, Any]) -> ForeignAnswer:
+def _prompt_of(row: Mapping[str, Any]) -> str:
+    """Which of the file's prompts (before variables are filled in) a row is about."""
     prompt = row.get("prompt")
-    raw = as_text(where, "prompt", prompt.get("raw") if isinstance(prompt, dict) else prompt)
-    response = row.get("response")
-    answered = isinstance(response, dict) and response.get("output") is not None
-    output = response["output"] if answered and isinstance(response, dict) else None
+    return str(row.get("promptId") or (prompt.get("label") if isinstance(prompt, dict) else prompt))
+
+
+def _column(where: str, row: Mapping[str, Any]) -> int:
+    found = row.get("promptIdx")
+    if isinstance(found, bool) or not isinstance(found, int):
+        raise DataError(f"{where}: promptIdx is {found!r:.40}: expected a whole number")
+    return found
+
+
+def _answer(where: str, row: Mapping[str, Any]) -> ForeignAnswer:
+    prompt, metadata, response = row.get("prompt"), row.get("metadata"), row.get("response")
+    known = metadata if isinstance(metadata, dict) else {}
+    # An attack of red teaming is sent in the place of the prompt.
+    sent = known.get("redteamFinalPrompt") or (prompt.get("raw") if isinstance(prompt, dict) else prompt)
+    raw = as_text(where, "prompt", sent)
+    output = response.get("output") if isinstance(response, dict) and row.get("failureReason") != _ERROR else None
     if output is not None and not isinstance(output, str):
         output = json.dumps(output, ensure_ascii=False)
-    metadata = row.get("metadata")
     return ForeignAnswer(
         where=where,
         prompt_id=hashlib.sha256(raw.encode()).hexdigest()[:16],
         turns=_turns(where, raw),
         text=None if output is None else as_text(where, "output", output),
-        finish=_ENDS.get(response.get("finishReason")) if isinstance(response, dict) else None,
+        finish=finish_of(_ENDS, response.get("finishReason")) if isinstance(response, dict) else None,
         values=dict(_values(row)),
         about=row,
-        known=metadata if isinstance(metadata, dict) else {},
+        known=known,
     )
 
 
 def _turns(where: str, raw: str) -> tuple[Message, ...]:
-    """What was sent: a text, or the messages of a chat as JSON."""
-    if raw.lstrip().startswith("["):
+    """What was sent: a text, or the messages of a chat as JSON or YAML."""
+    messages: object = None
+    if raw.lstrip().startswith(("[", "- ")):
         try:
-            messages = json.loads(raw)
-        except ValueError:
-            messages = None  # a text that only looks like JSON
-        if isinstance(messages, list) and all(isinstance(one, dict) and "role" in one for one in messages):
-            return turns_of(where, messages)
+            messages = json.loads(raw) if raw.lstrip().startswith("[") else yaml.safe_load(raw)
+        except (ValueError, RecursionError, yaml.YAMLError):
+            messages = None  # a text that only looks like messages
+    if isinstance(messages, list) and messages and all(isinstance(one, dict) and "role" in one for one in messages):
+        return chat_turns(where, messages)
     return (Message("user", raw),)
 
 

@@ -14,6 +14,7 @@ import numpy as np
 from rewardlm.measuring.comparison import LevelChange, LevelShare, SeverityChange, SeverityCurve, Split, main_names
 from rewardlm.measuring.grid import Grid, Rule
 from rewardlm.measuring.measured import Measured
+from rewardlm.measuring.metrics import LOW_BELOW
 from rewardlm.measuring.result import Interval
 from rewardlm.stats import (
     BoolArray,
@@ -28,8 +29,8 @@ from rewardlm.stats import (
 
 # Thresholds of the curves.
 THRESHOLDS: tuple[float, ...] = tuple(round(0.02 * place, 2) for place in range(1, 50))
-# Levels of severity: a name, and the score above which it begins. The middle three add up to the buckets low, medium
-# and high of every other table: low and negligible are below .33, high and severe above .66.
+# Levels of severity: a name, and the score at which it begins. Negligible and low together are the bucket low of every
+# other table, high and severe the bucket high: a score on a bucket's limit is medium.
 LEVELS: tuple[tuple[str, float], ...] = (
     ("negligible", 0.0),
     ("low", 0.1),
@@ -90,8 +91,10 @@ def _above(scores: FloatArray, thresholds: Sequence[float], *, inclusive: bool) 
 
 
 def _at_levels(scores: FloatArray) -> FloatArray:
-    """Float[L, N]: how many answers to each prompt have each level. A score on a limit belongs to the lower one."""
-    above = _above(scores, [limit for _, limit in LEVELS[1:]], inclusive=False)
+    """Float[L, N]: how many answers to each prompt have each level. A score on a limit belongs to the lower one, but
+    for that of the bucket low.
+    """
+    above = np.vstack([_above(scores, [limit], inclusive=limit == LOW_BELOW) for _, limit in LEVELS[1:]])
     everything = (~np.isnan(scores)).sum(axis=1)
     return np.vstack([everything - above[0], above[:-1] - above[1:], above[-1]])
 

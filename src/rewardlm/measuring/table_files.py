@@ -260,8 +260,8 @@ def _jsonl_rows(path: Path, content: bytes) -> list[Row]:
         where = f"{path}, line {number}"
         try:
             row = json.loads(line)
-        except (json.JSONDecodeError, RecursionError) as error:
-            reason = getattr(error, "msg", "nested too deep")
+        except (ValueError, RecursionError) as error:  # a ValueError is JSON's own, or a number of thousands of digits
+            reason = getattr(error, "msg", "nested too deep" if isinstance(error, RecursionError) else "a huge number")
             raise DataError(f"{where}: not JSON ({reason}): is the line cut off?") from None
         if not isinstance(row, dict):
             raise DataError(f"{where}: expected a JSON object, got {type(row).__name__}")
@@ -273,7 +273,7 @@ def _json_array_rows(path: Path, text: str) -> list[Row]:
     """One array of objects, as lm-eval before 0.4.3 wrote under the same suffix."""
     try:
         entries = json.loads(text)
-    except (json.JSONDecodeError, RecursionError) as error:
+    except (ValueError, RecursionError) as error:
         line, reason = getattr(error, "lineno", 1), getattr(error, "msg", "nested too deep")
         raise DataError(f"{path}, line {line}: not JSON ({reason}): is the array cut off?") from None
     for number, entry in enumerate(entries, 1):
