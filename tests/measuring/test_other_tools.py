@@ -461,8 +461,8 @@ def test_copies_pieces_and_empty_answers(tmp_path: Path) -> None:
         f"{with_it.format('Good day')}"
     )
     second = (
-        f"{into} SELECT 'second', conversation_id, sequence, 'second', 'none', {columns} FROM PromptMemoryEntries WHERE "
-        "converted_value = 'Fine.'"
+        f"{into} SELECT 'second', conversation_id, sequence, 'second', 'none', {columns} FROM PromptMemoryEntries "
+        "WHERE converted_value = 'Fine.'"
     )
     empty = (
         "UPDATE PromptMemoryEntries SET converted_value = '', response_error = 'empty' WHERE role = 'assistant' AND "
