@@ -3,9 +3,10 @@
     python benchmarks/explorer.py [--prompts 5000] [--models 3] [--tokens 128]
 
 makes up runs (words drawn by Zipf's law, three judges), writes their page as `rewardlm report` does, opens it in
-headless Chromium from disk, and prints its size and how long it takes: until something is painted, until the page is
-loaded with its figures, until all answers can be searched, and for each letter typed, filter and order chosen. A
-letter's time runs from the event until the browser has laid out what changed. Needs playwright and chromium.
+headless Chromium from disk, and prints its size and how long it takes: until something is painted, until the first
+answers are, until the page is loaded with its figures, until all answers can be searched, and for each letter typed,
+filter and order chosen. A letter's time runs from the event until the browser has laid out what changed. Needs
+playwright and chromium.
 """
 
 from __future__ import annotations
