@@ -203,7 +203,7 @@ def simulated_power(known: Assumptions, prompts: int, samples: int, *, draws: in
 
 
 @dataclass(frozen=True)
-class Tried:
+class TriedSize:
     """What simulated experiments of one size found: their power, and how many experiments that were."""
 
     power: float
@@ -217,13 +217,13 @@ class Size:
     """
 
     prompts: int | None
-    tried: Mapping[int, Tried]
+    tried: Mapping[int, TriedSize]
 
 
-def try_size(known: Assumptions, prompts: int, samples: int, *, draws: int, seed: int) -> Tried:
+def try_size(known: Assumptions, prompts: int, samples: int, *, draws: int, seed: int) -> TriedSize:
     """Simulate experiments of one size: ``draws``, or as many as are quick."""
     affordable = max(200, min(draws, _MOST_ANSWERS // (prompts * samples)))
-    return Tried(simulated_power(known, prompts, samples, draws=affordable, seed=seed), affordable)
+    return TriedSize(simulated_power(known, prompts, samples, draws=affordable, seed=seed), affordable)
 
 
 def prompts_needed(known: Assumptions, samples: int, power: float, *, draws: int, seed: int) -> Size:
@@ -236,7 +236,7 @@ def prompts_needed(known: Assumptions, samples: int, power: float, *, draws: int
 
     n = by_formula(known, samples, power)
     slope = known.effect / math.sqrt(known.variance(samples))
-    tried: dict[int, Tried] = {}
+    tried: dict[int, TriedSize] = {}
     low, high = 1, MOST_PROMPTS + 1
     while low < n < high and len(tried) < _TRIES:
         found = tried[n] = try_size(known, n, samples, draws=draws, seed=seed)
@@ -251,6 +251,6 @@ def prompts_needed(known: Assumptions, samples: int, power: float, *, draws: int
     return Size(min(enough) if enough else None, dict(sorted(tried.items())))
 
 
-def _error(power: float, found: Tried) -> float:
+def _error(power: float, found: TriedSize) -> float:
     """The Monte-Carlo error of a power."""
     return math.sqrt(power * (1 - power) / found.draws)
