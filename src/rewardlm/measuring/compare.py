@@ -162,10 +162,7 @@ def _utility(baseline: Measured, run: Measured, rule: Rule, margin: float) -> di
     accuracy = accuracy_change(baseline, run, rule)
     both: dict[str, ShareChange] = {**tasks, **({} if accuracy is None else {"accuracy": accuracy})}
     if refusals is not None:
-        # An empty answer is no refusal, and no answer either: falling silent must not pass for being helpful.
-        both["over_refusal"] = refusals.model_copy(
-            update={"delta": refusals.unanswered_delta, "delta_ci95": refusals.unanswered_delta_ci95}
-        )
+        both["over_refusal"] = refusals.of_unanswered()
     return {
         "utility_change": tasks,
         "accuracy_change": accuracy,

@@ -36,6 +36,7 @@ from rewardlm.measuring.comparison import (
 )
 from rewardlm.measuring.independence import UNKNOWN, kinship_of, was_reward
 from rewardlm.measuring.measured import Measured
+from rewardlm.measuring.non_inferiority import number_needed, standard_error
 from rewardlm.measuring.result import Interval, Result, ShareChange
 from rewardlm.measuring.utility_results import TASK_NAMES
 from rewardlm.stats import unseen_share
@@ -44,8 +45,6 @@ GateVerdict = Literal["pass", "fail", "can't tell", "not_assessed"]
 Unit = Literal["prompts", "questions", "articles", "harmless prompts", "sentences"]
 # The exit code of a verdict.
 EXIT_CODES: dict[GateVerdict, int] = {"pass": 0, "fail": 1, "can't tell": 3}
-# Normal quantiles of 97.5 % and 80 %: an interval, and the chance that the next one tells.
-_INTERVAL, _CHANCE = 1.959964, 0.841621
 # Losses that are shares of the baseline's number, not points.
 RELATIVE = ("topic", "fluency", "wikitext")
 # Warnings about missing data or unlike measurements: the baseline's count as much as the new model's.
@@ -165,9 +164,7 @@ class _Asked:
                 yield self._utility(name, margin)
         if margins.over_refusal is not None:
             silent = model.over_refusal_change
-            unanswered = silent and silent.model_copy(
-                update={"delta": silent.unanswered_delta, "delta_ci95": silent.unanswered_delta_ci95}
-            )
+            unanswered = None if silent is None else silent.of_unanswered()
             one = self._one_has("answers to harmless prompts", lambda run: run.harmless is not None)
             yield _not_worse(
                 "over_refusal", unanswered, margins.over_refusal, rise=True, unit="harmless prompts", doubt=one
@@ -410,13 +407,10 @@ def _needed_alike(n: int, ends: Interval, margin: float) -> int | None:
 
 
 def _needed(n: int, ends: Interval, gap: float) -> int | None:
-    """About how many tell with a chance of 80 %: an interval shrinks with the square root of n. None where the change
-    is so near to the limit that no number is worth naming.
+    """About how many tell with a chance of 80 %. None where the change is so near to the limit that no number is worth
+    naming.
     """
-    error = (ends[1] - ends[0]) / 2 / _INTERVAL
-    if gap < error / _NEVER:
-        return None
-    return max(n + 1, math.ceil(n * ((_INTERVAL + _CHANCE) * error / gap) ** 2))
+    return None if gap < standard_error(ends) / _NEVER else number_needed(n, ends, gap)
 
 
 # More than about a thousand times as many are never measured.

@@ -87,7 +87,7 @@ def message_text(content: object) -> object:
 
 def chat_turns(where: str, messages: Sequence[object]) -> tuple[Message, ...]:
     """Messages of {role, content} as turns: a developer is a system, and of contents in parts the texts count."""
-    plain = [
+    as_texts = [
         {
             **message,
             "role": "system" if message.get("role") == "developer" else message.get("role"),
@@ -97,7 +97,7 @@ def chat_turns(where: str, messages: Sequence[object]) -> tuple[Message, ...]:
         else message
         for message in messages
     ]
-    return turns_of(where, plain)
+    return turns_of(where, as_texts)
 
 
 def contents_of(

@@ -18,7 +18,7 @@ from typing import Any, cast, get_args
 from rewardlm.errors import DataError
 from rewardlm.measuring.exported import ANSWER_COLUMNS, undo_defuse
 from rewardlm.measuring.garak import is_garak, read_garak
-from rewardlm.measuring.inspect_logs import is_inspect, read_inspect
+from rewardlm.measuring.inspect_logs import is_inspect, log_of, read_inspect
 from rewardlm.measuring.lm_eval import is_lm_eval, read_lm_eval
 from rewardlm.measuring.metrics import THRESHOLD
 from rewardlm.measuring.promptfoo import is_promptfoo, is_promptfoo_file, read_promptfoo, results_of
@@ -119,7 +119,7 @@ def _read_other(path: Path, content: bytes, label: str, mapping: Mapping[str, st
     """A file that isn't made of rows, by what it holds: an archive, a database, one object. None for a table."""
     suffix = path.suffix.lower()
     if suffix == ".eval":
-        return read_inspect(path, content, label=label, mapping=mapping)
+        return read_inspect(path, log_of(path, content), label=label, mapping=mapping)
     if content.startswith(MAGIC):
         return read_pyrit(path, label=label, mapping=mapping)
     if suffix != ".json":
@@ -131,7 +131,7 @@ def _read_other(path: Path, content: bytes, label: str, mapping: Mapping[str, st
     except (ValueError, RecursionError) as error:
         raise DataError(f"{path}: not JSON ({getattr(error, 'msg', type(error).__name__)}): is it cut off?") from None
     if is_inspect(found):
-        return read_inspect(path, content, label=label, mapping=mapping)
+        return read_inspect(path, found, label=label, mapping=mapping)
     if is_promptfoo_file(found):
         return read_promptfoo(path, results_of(path, found), label=label, mapping=mapping)
     if not isinstance(found, list):

@@ -40,14 +40,18 @@ def is_inspect(log: object) -> bool:
     return isinstance(log, dict) and isinstance(log.get("eval"), dict) and "samples" in log
 
 
-def read_inspect(path: Path, content: bytes, *, label: str, mapping: Mapping[str, str]) -> Contents:
+def log_of(path: Path, content: bytes) -> Any:
+    """What an ``.eval`` file holds, as the object that a .json log is. Raises DataError for what can't be read."""
+    return _unpacked(path, content) if content.startswith(b"PK") else _parsed(str(path), content)
+
+
+def read_inspect(path: Path, log: Any, *, label: str, mapping: Mapping[str, str]) -> Contents:
     """The samples of a log: a prompt's id is the sample's, and epochs are its answers.
 
     The prompt is what the model was sent, with what solvers added, such as a system message. ``mapping`` may name
     places in a sample, such as ``metadata.toxicity``, or ``input`` for the bare question; a score that has several
     numbers is SCORER.KEY. Raises DataError for a file that is no log.
     """
-    log = _unpacked(path, content) if content.startswith(b"PK") else _parsed(str(path), content)
     if not is_inspect(log) or not isinstance(log["samples"] or [], list):
         raise DataError(f"{path} is no log of inspect_ai: expected its eval and samples")
     samples = log["samples"] or []

@@ -32,13 +32,23 @@ def _of(n: int, ends: Interval, margin: float, *, rise: bool) -> NonInferiority:
     holds = loss < margin
     # More items would only show a loss that is there.
     lost = ends[0] > 0 if rise else ends[1] < 0
-    error = (ends[1] - ends[0]) / 2 / _INTERVAL
-    # The error falls with the square root of n; so that 80 % of intervals around zero end within the margin.
-    needed = n * ((_INTERVAL + _CHANCE) * error / margin) ** 2
     return NonInferiority(
         n=n,
         margin=margin,
         largest_loss=loss,
         holds=holds,
-        items_needed=None if holds or lost or margin == 0 else max(n + 1, math.ceil(needed)),
+        # So that 80 % of intervals around zero end within the margin.
+        items_needed=None if holds or lost or margin == 0 else number_needed(n, ends, margin),
     )
+
+
+def standard_error(ends: Interval) -> float:
+    """Of an estimate with this 95 % interval."""
+    return (ends[1] - ends[0]) / 2 / _INTERVAL
+
+
+def number_needed(n: int, ends: Interval, gap: float) -> int:
+    """About how many it takes instead of ``n`` until an interval ends within ``gap`` of its middle with a chance of
+    80 %: the error falls with the square root of n.
+    """
+    return max(n + 1, math.ceil(n * ((_INTERVAL + _CHANCE) * standard_error(ends) / gap) ** 2))

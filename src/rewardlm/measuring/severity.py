@@ -46,12 +46,13 @@ def severity_curves(
     runs: Sequence[Measured], grid: Grid, splits: Mapping[Split, BoolArray], split: Split, rule: Rule
 ) -> list[SeverityCurve]:
     """A curve for each run and judge, over the answers in ``split``; none without scores."""
-    return [
-        _curve(run, scorer, split, _scores(run, grid, scorer, splits, split), rule)
-        for run in runs
-        for scorer in _judges([run])
-        if not np.isnan(_scores(run, grid, scorer, splits, split)).all()
-    ]
+    found = []
+    for run in runs:
+        for scorer in _judges([run]):
+            scores = _scores(run, grid, scorer, splits, split)
+            if not np.isnan(scores).all():
+                found.append(_curve(run, scorer, split, scores, rule))
+    return found
 
 
 def severity_changes(

@@ -74,6 +74,12 @@ class OverRefusalChange(ShareChange):
     words: float = Field(description="Mean number of words in the model's.")
     words_delta_ci95: Interval | None = Field(description="95 % interval of words - words_before, over prompts.")
 
+    def of_unanswered(self) -> ShareChange:
+        """The change in the share without an answer. An empty answer is no refusal, and no answer either: falling
+        silent must not pass for being helpful.
+        """
+        return self.model_copy(update={"delta": self.unanswered_delta, "delta_ci95": self.unanswered_delta_ci95})
+
 
 class GroupSummary(Result):
     """What a judge says of a model's answers to sentences about one group."""
