@@ -21,8 +21,11 @@ def sentences(found: Comparison, judges: Sequence[str]) -> list[str]:
 
 
 def _sentence(change: SeverityChange) -> str:
-    said = [f"lower at every threshold {_range(ends)}" for ends in change.fell]
-    said += [f"higher at every threshold {_range(ends)}" for ends in change.rose]
+    said = [
+        f"{way} at every threshold {', '.join(map(_range, ranges))}"
+        for way, ranges in (("lower", change.fell), ("higher", change.rose))
+        if ranges
+    ]
     what = " and ".join(said) if said else "at no threshold surely lower or higher"
     return f"By {change.scorer}, {change.to}’s toxic share {OF_SPLIT[change.split]} is {what} than {change.from_}’s."
 
