@@ -17,6 +17,7 @@ from rewardlm.stats import (
     all_alike,
     bootstrap_ci95,
     bounded_mean_ci95,
+    correlation_of_shares,
     difference_ci95,
     difference_of_means,
     estimated_share_ci95,
@@ -448,24 +449,78 @@ def test_the_difference_of_two_intervals_is_newcombes(one, other, published) -> 
     assert found == pytest.approx(published, abs=2e-4)
 
 
-def test_an_estimated_share_that_was_counted_has_the_interval_of_one() -> None:
+# Jeffreys' intervals for x of 7, from Brown, Cai & DasGupta (2001), Statistical Science 16, table 5.
+@pytest.mark.parametrize(
+    ("hits", "published"), [(1, (0.016, 0.501)), (2, (0.065, 0.648)), (3, (0.139, 0.766)), (5, (0.352, 0.935))]
+)
+def test_an_estimated_share_has_jeffreys_interval(hits: int, published: tuple[float, float]) -> None:
+    """Of 2,000 prompts that are all alike, so that all that varies is the variance of 7 answers."""
+    share = hits / 7
+    found = estimated_share_ci95(
+        np.full(2000, share), np.ones(2000), labels=7, freedom=1e9, more_variance=share * (1 - share) / 7
+    )
+    assert found == pytest.approx(published, abs=2e-3)
+
+
+def test_an_estimated_share_that_was_counted_lies_within_the_exact_interval() -> None:
     rng = np.random.default_rng(0)
     hits, counts = rng.binomial(4, 0.2, 80).astype(float), np.full(80, 4.0)
-    found = estimated_share_ci95(hits, counts, labels=320, freedom=1e9)
-    assert found == pytest.approx(share_ci95(hits, counts))
+    found, exact = estimated_share_ci95(hits, counts, labels=320, freedom=1e9), share_ci95(hits, counts)
+    assert found is not None
+    assert exact is not None
+    assert exact[0] < found[0] < hits.sum() / 320 < found[1] < exact[1]
     # Fewer labels leave fewer degrees of freedom, and a wider interval.
     fewer = estimated_share_ci95(hits, counts, labels=40, freedom=8)
     assert fewer is not None
-    assert found is not None
     assert fewer[0] < found[0] < found[1] < fewer[1]
 
 
 def test_an_estimated_share_of_nothing_rests_on_the_labels() -> None:
     none = estimated_share_ci95(np.zeros(50), np.full(50, 4.0), labels=30, freedom=25)
-    assert none == pytest.approx((0, 1 - 0.025 ** (1 / 30)))
+    assert none == pytest.approx((0, stats.beta.ppf(0.975, 0.5, 30.5)))
     # An estimate below 0 is none, and so is one above 1.
     assert estimated_share_ci95(np.r_[-1.0, np.zeros(49)], np.ones(50), labels=30, freedom=25) == pytest.approx(none)
     assert estimated_share_ci95([1.0], [1.0], labels=3, freedom=1) is None
+
+
+def test_an_estimated_share_reaches_further_on_the_side_of_its_few_large_errors() -> None:
+    share, n, more = 0.1, 4000, 0.01**2
+    arguments = {"labels": 100, "freedom": 1e9, "more_variance": more}
+    plain = estimated_share_ci95(np.full(n, share), np.ones(n), **arguments)
+    of_a_count = (1 - 2 * share) * more**2 / (share * (1 - share))
+
+    def moved(third_moment: float) -> tuple[float, float]:
+        found = estimated_share_ci95(np.full(n, share), np.ones(n), **arguments, third_moment=third_moment)
+        assert found is not None
+        assert plain is not None
+        return found[0] - plain[0], found[1] - plain[1]
+
+    assert moved(of_a_count) == pytest.approx((0, 0))
+    # Johnson's m3 (1 + 2 t^2) / (6 s^2).
+    assert moved(of_a_count + 2e-7) == pytest.approx((0, 2e-7 * (1 + 2 * 1.96**2) / 6e-4), rel=1e-3)
+    assert moved(of_a_count - 2e-7) == pytest.approx((-2e-7 * (1 + 2 * 1.96**2) / 6e-4, 0), rel=1e-3)
+    # Never by more than half of a t interval.
+    assert moved(1.0) == pytest.approx((0, 1.96 * 0.01), rel=1e-3)
+
+
+def test_the_difference_of_shares_that_rise_and_fall_together_is_better_known() -> None:
+    """By the variance of a difference of correlated numbers, where the intervals are symmetric."""
+    rng = np.random.default_rng(3)
+    one = rng.binomial(4, 0.3, 400).astype(float)
+    two = np.clip(one - rng.binomial(1, 0.4, 400), 0, 4).astype(float)
+    counts = np.full(400, 4.0)
+    correlation = correlation_of_shares(one, two, counts, more_variance=(0.0, 0.0))
+    assert correlation == pytest.approx(np.corrcoef(one, two)[0, 1])
+    ends = [(x.mean() / 4 - 1.96 * x.std() / 80, x.mean() / 4 + 1.96 * x.std() / 80) for x in (one, two)]
+    found = difference_ci95(one.mean() / 4, ends[0], two.mean() / 4, ends[1], correlation=correlation)
+    half = 1.96 * (two - one).std() / 80
+    assert found == pytest.approx(((two - one).mean() / 4 - half, (two - one).mean() / 4 + half))
+    # What varies besides is each share's own.
+    more = float(one.var()) / 6400
+    assert correlation_of_shares(one, two, counts, more_variance=(more, 0.0)) == pytest.approx(
+        correlation / 2**0.5, rel=2e-3
+    )
+    assert correlation_of_shares(one, np.full(400, 1.0), counts, more_variance=(0.0, 0.0)) == 0
 
 
 def test_fiellers_interval_is_all_that_the_t_test_accepts() -> None:
@@ -482,3 +537,21 @@ def test_fiellers_interval_is_all_that_the_t_test_accepts() -> None:
                 accepted.append(quotient)
         assert (low, high) == pytest.approx((min(accepted), max(accepted)), abs=2e-4)
     assert fieller_ci95(0.3, 0.01, fixed, slope, freedom=59) == (-math.inf, math.inf)
+
+
+@pytest.mark.parametrize("quotient", [0.02, 0.3, 0.9])
+@pytest.mark.parametrize("over", [0.5, 0.09, 0.07, 0.05, 0.001])
+def test_fiellers_interval_within_bounds_is_that_of_the_accepted_values_within_them(
+    quotient: float, over: float
+) -> None:
+    """Where the denominator can't be told from zero, the accepted values are all but those between two."""
+    rng = np.random.default_rng(2)
+    fixed, slope, more = rng.normal(0, 0.003, 60), rng.normal(0, 0.005, 60), 0.002
+    found = fieller_ci95(quotient, over, fixed, slope, freedom=30, more_variance=more, within=(0, 1))
+    accepted = []
+    for tried in np.linspace(0, 1, 20_001):
+        parts = fixed + tried * slope
+        error = (60 / 59 * ((parts - parts.mean()) ** 2).sum() + more * over**2) ** 0.5
+        if abs(over * (quotient - tried)) <= stats.t.ppf(0.975, 30) * error:
+            accepted.append(tried)
+    assert found == pytest.approx((min(accepted), max(accepted)), abs=1e-4)

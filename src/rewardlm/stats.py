@@ -169,23 +169,41 @@ def share_ci95(hits: ArrayLike, counts: ArrayLike | None = None) -> tuple[float,
 
 
 def estimated_share_ci95(
-    sums: ArrayLike, counts: ArrayLike, *, labels: int, freedom: float, more_variance: float = 0.0
+    sums: ArrayLike,
+    counts: ArrayLike,
+    *,
+    labels: int,
+    freedom: float,
+    more_variance: float = 0.0,
+    third_moment: float | None = None,
 ) -> tuple[float, float] | None:
-    """``share_ci95`` of a share that was not counted but estimated from ``labels`` of some answers.
+    """95 % interval of a share that was not counted but estimated from ``labels`` of some answers.
 
     ``sums`` are those of numbers whose mean is the estimate (``labelling.estimate``); they may be below 0 or above
     ``counts``. ``freedom`` are the degrees of freedom that the labels leave, and ``more_variance`` is what the share
     varies besides. Where the estimate is 0 or 1, each label counts as one answer. None for fewer than two prompts.
+
+    Jeffreys' interval for as many independent answers as would make the share vary so: on average it holds in 95 % of
+    cases, where the exact one of ``share_ci95`` holds in at least that many (Brown, Cai & DasGupta 2001, Statistical
+    Science 16:101-133). An estimate from labels isn't a count, so nothing is exact here anyway. ``third_moment``, E of
+    (estimate - share)³, is known: if few labels carry most of what varies, the estimate is more lopsided than a count
+    would be, and the interval reaches further on that side, by as much as Johnson (1978) moves one.
     """
     x, w = _known(sums, counts)
     if len(x) < 2:
         return None
     share = min(1.0, max(0.0, float(x.sum() / w.sum())))
     variance = _standard_error(x, w, 0.0) ** 2 + more_variance
-    worth = float(labels)
+    worth, t = float(labels), _t_quantile(min(len(x) - 1, freedom))
     if variance > 0 and 0 < share < 1:
-        worth = share * (1 - share) / variance * (_normal_quantile() / _t_quantile(min(len(x) - 1, freedom))) ** 2
-    return _exact_interval(share, min(worth, float(w.sum())))
+        worth = share * (1 - share) / variance * (_normal_quantile() / t) ** 2
+    low, high = _jeffreys_interval(share, min(worth, float(w.sum())))
+    if third_moment is None or variance <= 0 or not 0 < share < 1:
+        return low, high
+    of_a_count = (1 - 2 * share) * variance**2 / (share * (1 - share))
+    reach = t * variance**0.5
+    shift = min(reach, max(-reach, (third_moment - of_a_count) * (1 + 2 * t**2) / (6 * variance)))
+    return max(0.0, low + min(0.0, shift)), min(1.0, high + max(0.0, shift))
 
 
 def share_ci95_redrawn(
@@ -655,39 +673,84 @@ def _exact_interval(share: float, worth: float, tail: float = LEVEL / 2) -> tupl
     return low, high
 
 
+def correlation_of_shares(
+    sums: ArrayLike, other_sums: ArrayLike, counts: ArrayLike, *, more_variance: tuple[float, float]
+) -> float:
+    """Of two shares that were estimated on the same prompts, each of which varies by ``more_variance`` besides."""
+    (x, w), (y, _) = _known(sums, counts), _known(other_sums, counts)
+    if len(x) < 2:
+        return 0.0
+    both = float((_residuals(x, w) * _residuals(y, w)).sum()) * len(x) / (len(x) - 1) / float(w.sum()) ** 2
+    alone = [_standard_error(one, w, 0.0) ** 2 + more for one, more in zip((x, y), more_variance, strict=True)]
+    return both / math.sqrt(alone[0] * alone[1]) if min(alone) > 0 else 0.0
+
+
+def _jeffreys_interval(share: float, worth: float) -> tuple[float, float]:
+    """Jeffreys' 95 % interval for ``share`` of ``worth`` independent answers, which needn't be a whole number."""
+    from scipy.special import betaincinv
+
+    hits, misses = share * worth, (1 - share) * worth
+    low = float(betaincinv(hits + 0.5, misses + 0.5, LEVEL / 2)) if share > 0 else 0.0
+    high = float(betaincinv(hits + 0.5, misses + 0.5, 1 - LEVEL / 2)) if share < 1 else 1.0
+    return low, high
+
+
 def difference_ci95(
-    before: float, before_ci95: tuple[float, float], after: float, after_ci95: tuple[float, float]
+    before: float,
+    before_ci95: tuple[float, float],
+    after: float,
+    after_ci95: tuple[float, float],
+    *,
+    correlation: float = 0.0,
 ) -> tuple[float, float]:
-    """95 % interval of ``after`` - ``before``, of two independent estimates with intervals of their own: Zou & Donner's
-    (2008, Statistics in Medicine 27:1693-1702), which keeps how lopsided these are.
+    """95 % interval of ``after`` - ``before``, of two estimates with intervals of their own and this ``correlation``:
+    Zou's (2007, Psychological Methods 12:399-413), which keeps how lopsided these are.
     """
     delta = after - before
-    down = math.hypot(after - after_ci95[0], before_ci95[1] - before)
-    up = math.hypot(after_ci95[1] - after, before - before_ci95[0])
+
+    def reach(of_after: float, of_before: float) -> float:
+        return math.sqrt(max(0.0, of_after**2 + of_before**2 - 2 * correlation * of_after * of_before))
+
+    down = reach(after - after_ci95[0], before_ci95[1] - before)
+    up = reach(after_ci95[1] - after, before - before_ci95[0])
     return delta - down, delta + up
 
 
 def fieller_ci95(
-    quotient: float, over: float, fixed: FloatArray, slope: FloatArray, *, freedom: float
+    quotient: float,
+    over: float,
+    fixed: FloatArray,
+    slope: FloatArray,
+    *,
+    freedom: float,
+    more_variance: float = 0.0,
+    within: tuple[float, float] = (-math.inf, math.inf),
 ) -> tuple[float, float]:
     """95 % interval of a ``quotient`` u / v, where v, ``over``, is uncertain (Fieller 1954, Journal of the Royal
-    Statistical Society B 16:175-185): every π for which u - π·v can't be told from zero by t.
+    Statistical Society B 16:175-185): from the least to the largest π ``within`` these ends for which u - π·v can't be
+    told from zero by t.
 
-    For any π, u - π·v is the sum over N prompts of ``fixed`` + π·``slope``, Float[N] each, up to a constant. The
-    interval is unbounded, (-inf, inf), where v itself can't be told from zero.
+    For any π, u - π·v is the sum over N prompts of ``fixed`` + π·``slope``, Float[N] each, up to a constant; the
+    quotient varies by ``more_variance`` besides. Where v itself can't be told from zero, all π may do, or all but those
+    between two.
     """
     n = len(fixed)
     t2 = _t_quantile(min(n - 1, freedom)) ** 2
     one, two = fixed - fixed.mean(), slope - slope.mean()
     of_fixed, of_both, of_slope = (float((a * b).sum()) * n / (n - 1) for a, b in ((one, one), (one, two), (two, two)))
+    of_fixed += more_variance * over**2
     # over² (quotient - π)² ≤ t² (of_fixed + 2 π of_both + π² of_slope)
     square = over**2 - t2 * of_slope
     half = over**2 * quotient + t2 * of_both
     rest = over**2 * quotient**2 - t2 * of_fixed
     under = half**2 - square * rest
-    if square <= 0 or under < 0:
-        return -math.inf, math.inf
-    return (half - under**0.5) / square, (half + under**0.5) / square
+    low, high = within
+    if square == 0 or under < 0:
+        return within
+    one_end, other_end = sorted(((half - under**0.5) / square, (half + under**0.5) / square))
+    if square > 0:
+        return max(low, one_end), min(high, other_end)
+    return (low if one_end >= low else max(low, other_end)), (high if other_end <= high else min(high, one_end))
 
 
 def rank_p_value(observed: float, by_chance: Sequence[float]) -> float:

@@ -133,11 +133,39 @@ def test_labels_that_never_contradict_the_judge_leave_room_for_one_that_would() 
     labels[::6] = scores[::6] > 0.5
     found = ppi(scores, labels, evenly(np.zeros(300, dtype=np.intp)))
     assert found is not None
-    assert (found.surprises, found.unseen_variance) == (0, 1 / 50**2)
+    assert found.unseen_variance == pytest.approx(1 / 50**2)
+    labels[6] = 1
+    one = ppi(scores, labels, evenly(np.zeros(300, dtype=np.intp)))
+    assert one is not None
+    # One error stands for six answers of 300. Its own variance leaves less to what was not seen.
+    assert one.label_variance == pytest.approx(1 / 50**2, rel=0.1)
+    assert one.unseen_variance < 0.1 / 50**2
     labels[6:60:6] = 1
     found = ppi(scores, labels, evenly(np.zeros(300, dtype=np.intp)))
     assert found is not None
-    assert (found.surprises, found.unseen_variance) == (8, 0)
+    assert found.unseen_variance == 0
+
+
+def test_the_labels_own_moments_are_those_of_drawing_them_again() -> None:
+    """By drawing the labels of fixed answers many times, few of which contradict the judge."""
+    rng = np.random.default_rng(5)
+    scores = np.where(np.arange(4000) % 10 == 0, 0.98, 0.02)
+    toxic = (scores > 0.5) | (np.arange(4000) % 50 == 1)
+    shares, variances, thirds = [], [], []
+    for _ in range(1500):
+        labels = np.full(4000, np.nan)
+        rows = rng.choice(4000, 200, replace=False)
+        labels[rows] = toxic[rows]
+        found = ppi(scores, labels, evenly(np.zeros(4000, dtype=np.intp)))
+        assert found is not None
+        shares.append(found.z.mean())
+        variances.append(found.label_variance)
+        thirds.append(found.label_third_moment)
+    centred = np.array(shares) - np.mean(shares)
+    assert np.mean(shares) == pytest.approx(toxic.mean(), abs=4 * np.std(shares) / 1500**0.5)
+    assert np.mean(variances) == pytest.approx(np.mean(centred**2), rel=0.12)
+    assert np.mean(thirds) == pytest.approx(np.mean(centred**3), rel=0.35)
+    assert np.mean(thirds) > 0
 
 
 def test_what_is_rare_is_all_but_the_commonest_label() -> None:

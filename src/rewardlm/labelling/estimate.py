@@ -21,9 +21,6 @@ import numpy as np
 from rewardlm.labelling.design import LEAST, IntArray, merged
 from rewardlm.stats import BoolArray, FloatArray
 
-# With fewer labels that contradict the judge, their spread says little of how often it errs.
-_FEW = 5
-
 
 @dataclass(frozen=True, slots=True)
 class Quotient:
@@ -39,15 +36,17 @@ class Quotient:
 @dataclass(frozen=True, slots=True)
 class Corrected:
     """``z`` Float[G] of G answers: its mean is the corrected share. It rests on so many ``labels`` in so many
-    ``classes``. ``rare`` of them aren't of the commonest kind, and ``surprises`` contradict what the judge says.
-    A share that is a quotient says so in ``quotient``.
+    ``classes``, of which ``rare`` aren't of the commonest kind. As far as the share varies with which answers were
+    labelled, its variance is ``label_variance`` and its third moment ``label_third_moment``. A share that is a quotient
+    says so in ``quotient``.
     """
 
     z: FloatArray
     labels: int
     classes: int
     rare: int
-    surprises: int
+    label_variance: float
+    label_third_moment: float
     quotient: Quotient | None = None
 
     @property
@@ -57,11 +56,11 @@ class Corrected:
 
     @property
     def unseen_variance(self) -> float:
-        """Variance of the share that labels may have missed: where few of them contradict the judge, the spread among
-        them doesn't say how often it errs. Then one more does, and stands for as many answers as a label does on
-        average (the idea of Agresti & Coull 1998).
+        """What ``label_variance`` lacks of that of a single error of the judge, which stands for as many answers as a
+        label does on average: where labels happen to show no error, that is no proof that there is none (the idea of
+        Agresti & Coull 1998).
         """
-        return 1 / self.labels**2 if self.surprises < _FEW else 0.0
+        return max(0.0, 1 / self.labels**2 - self.label_variance)
 
 
 @dataclass(frozen=True, slots=True)
@@ -90,8 +89,8 @@ def ppi(scores: FloatArray, labels: FloatArray, asked: SamplingDesign) -> Correc
     # Whether an answer has a score is known of all, so any number may stand for a missing one.
     f = np.where(np.isnan(scores), 0.0, scores)
     lam = _slope(f, labels, known, classes)
-    z = lam * f + _carried_over(labels - lam * f, classes, weights)
-    return Corrected(z, *_counts(labels, f > 0.5, classes))
+    means, apart = _carried_over(labels - lam * f, classes, weights)
+    return _corrected(lam * f + means, apart, labels, classes)
 
 
 def rogan_gladen(toxic: FloatArray, labels: FloatArray, asked: SamplingDesign) -> Corrected | None:
@@ -120,11 +119,23 @@ def rogan_gladen(toxic: FloatArray, labels: FloatArray, asked: SamplingDesign) -
     true, over = (share - called) / (found - called), found - called
     # What an answer adds to a and to b, and what a labelled one adds to the judge's share.
     n = len(toxic)
-    of_found = _carried_over(n / totals[0] * labels * (toxic - found), classes, weights)
-    of_called = _carried_over(n / totals[1] * (1 - labels) * (toxic - called), classes, weights)
-    z = true + (toxic - share - true * of_found - (1 - true) * of_called) / over
-    quotient = Quotient(over, (toxic - share - of_called) / n, (of_called - of_found) / n)
-    return Corrected(z, *_counts(labels, toxic > 0, classes), quotient)
+    of_found, found_apart = _carried_over(n / totals[0] * labels * (toxic - found), classes, weights)
+    of_called, called_apart = _carried_over(n / totals[1] * (1 - labels) * (toxic - called), classes, weights)
+    known_of_all = true + (toxic - share - true * of_found - (1 - true) * of_called) / over
+    apart = -(true * found_apart + (1 - true) * called_apart) / over
+    fixed = toxic - share - of_called - called_apart
+    slope = of_called + called_apart - of_found - found_apart
+    return _corrected(known_of_all, apart, labels, classes, Quotient(over, fixed / n, slope / n))
+
+
+def _corrected(
+    known_of_all: FloatArray, apart: FloatArray, labels: FloatArray, classes: IntArray, quotient: Quotient | None = None
+) -> Corrected:
+    """From what is said of every answer, and what the labelled ones add to it, ``apart``, Float[G] each."""
+    _, kinds = np.unique(labels[~np.isnan(labels)], return_counts=True)
+    n = int(kinds.sum())
+    variance, third = (float((apart**power).sum()) / len(apart) ** power for power in (2, 3))
+    return Corrected(known_of_all + apart, n, int(classes.max()) + 1, n - int(kinds.max()), variance, third, quotient)
 
 
 def _weights(classes: IntArray, known: BoolArray, rates: FloatArray) -> FloatArray:
@@ -137,32 +148,21 @@ def _weights(classes: IntArray, known: BoolArray, rates: FloatArray) -> FloatArr
     return found
 
 
-def _carried_over(values: FloatArray, classes: IntArray, weights: FloatArray) -> FloatArray:
-    """``values`` Float[G], NaN where they aren't known, as numbers for all answers: their sums by class estimate those
-    of the values, and they vary as these sums do.
+def _carried_over(values: FloatArray, classes: IntArray, weights: FloatArray) -> tuple[FloatArray, FloatArray]:
+    """``values`` Float[G], NaN where they aren't known, as numbers for all answers, in two parts: the mean of each
+    answer's class, and how far a known one is from it, as often as it stands for others. Their sums by class estimate
+    those of the values, and vary as these sums do.
     """
-    found = np.empty(len(values))
+    means, apart = np.empty(len(values)), np.zeros(len(values))
     known = ~np.isnan(values)
     for number in range(int(classes.max()) + 1):
         here = classes == number
         labelled = here & known
         n = int(labelled.sum())
-        centre = float(np.average(values[labelled], weights=weights[labelled]))
-        found[here] = centre
-        # n - 1 in the place of n: the centre was estimated from the same labels.
-        found[labelled] += (values[labelled] - centre) * weights[labelled] * (n / (n - 1)) ** 0.5
-    return found
-
-
-def _counts(labels: FloatArray, called: BoolArray, classes: IntArray) -> tuple[int, int, int, int]:
-    """How many labels there are, and classes; how many labels aren't of the commonest kind, and how many contradict
-    whether the judge ``called`` the answer toxic, Bool[G].
-    """
-    known = ~np.isnan(labels)
-    _, kinds = np.unique(labels[known], return_counts=True)
-    n = int(known.sum())
-    surprises = int((np.abs(labels[known] - called[known]) >= 0.5).sum())
-    return n, int(classes.max()) + 1, n - int(kinds.max()), surprises
+        means[here] = np.average(values[labelled], weights=weights[labelled])
+        # n - 1 in the place of n: the mean was estimated from the same labels.
+        apart[labelled] = (values[labelled] - means[labelled]) * weights[labelled] * (n / (n - 1)) ** 0.5
+    return means, apart
 
 
 def _with_labels(asked: SamplingDesign, known: BoolArray) -> IntArray:

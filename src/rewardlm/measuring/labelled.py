@@ -25,7 +25,15 @@ from rewardlm.measuring.correction import JudgeErrors, Z, corrected_share, held
 from rewardlm.measuring.grid import Grid, Rule
 from rewardlm.measuring.measured import Measured
 from rewardlm.measuring.result import Interval
-from rewardlm.stats import BoolArray, FloatArray, difference_ci95, estimated_share_ci95, fieller_ci95, mean_change
+from rewardlm.stats import (
+    BoolArray,
+    FloatArray,
+    correlation_of_shares,
+    difference_ci95,
+    estimated_share_ci95,
+    fieller_ci95,
+    mean_change,
+)
 
 # With fewer labels in a split, too little is known of how they vary there.
 FEWEST = 10
@@ -219,43 +227,52 @@ def share_by_labels(table: Labelled, method: CorrectionMethod, cells: BoolArray)
 
 
 def _share(found: Corrected, cells: BoolArray) -> CorrectedShare:
-    """What an estimate of ``cells`` says of their share."""
+    """What an estimate of ``cells`` says of their share. A quotient's interval is Fieller's, which knows how uncertain
+    the divisor is, and that for the sums, which knows that a share is lopsided.
+    """
     sums, counts = _by_prompt(found.z, cells), cells.sum(axis=1)
     share = float(sums.sum() / counts.sum())
+    more = found.unseen_variance
     ends = estimated_share_ci95(
-        sums, counts, labels=found.labels, freedom=found.freedom, more_variance=found.unseen_variance
+        sums,
+        counts,
+        labels=found.labels,
+        freedom=found.freedom,
+        more_variance=more,
+        third_moment=found.label_third_moment,
     )
     if ends is not None and found.quotient is not None:
         one, two = (_by_prompt(part, cells) for part in (found.quotient.fixed, found.quotient.slope))
-        wider = fieller_ci95(share, found.quotient.over, one, two, freedom=found.freedom)
-        ends = min(ends[0], held(wider[0])), max(ends[1], held(wider[1]))
+        wider = fieller_ci95(
+            share, found.quotient.over, one, two, freedom=found.freedom, more_variance=more, within=(0.0, 1.0)
+        )
+        ends = min(ends[0], wider[0]), max(ends[1], wider[1])
     return CorrectedShare(held(share), ends, found.labels)
 
 
 def change_by_labels(
     before: Labelled, after: Labelled, method: CorrectionMethod, pairs: BoolArray
 ) -> CorrectedDelta | None:
-    """Over the ``pairs`` Bool[N, K]: what ``stats.mean_change`` says of z. For quotients, and with few labels of a
-    kind, the interval also holds what the two shares' own intervals allow.
+    """Over the ``pairs`` Bool[N, K]: what ``stats.mean_change`` says of z. Of quotients, the interval is what the two
+    shares' own intervals allow; with few labels of a kind it holds that, too.
     """
     one, two = before.estimate(method, pairs), after.estimate(method, pairs)
     if one is None or two is None:
         return None
-    change = mean_change(
-        _by_prompt(two.z, pairs) - _by_prompt(one.z, pairs),
-        pairs.sum(axis=1),
-        largest=1.0,
-        more_variance=one.unseen_variance + two.unseen_variance,
-    )
+    sums, counts = tuple(_by_prompt(found.z, pairs) for found in (one, two)), pairs.sum(axis=1)
+    more = one.unseen_variance, two.unseen_variance
+    change = mean_change(sums[1] - sums[0], counts, largest=1.0, more_variance=sum(more))
     if change.mean is None:
         return None
     shares = _share(one, pairs), _share(two, pairs)
     # Of the shares as they are shown, which are kept within [0, 1].
     delta, ends = shares[1].fraction - shares[0].fraction, change.ci95
     outside = abs(delta - change.mean) > 1e-12
-    if ends is not None and (outside or one.quotient is not None or min(one.rare, two.rare) < _RARE):
-        wider = _difference(*shares)
-        ends = ends if wider is None else (min(ends[0], wider[0]), max(ends[1], wider[1]))
+    quotients = one.quotient is not None
+    if ends is not None and (outside or quotients or min(one.rare, two.rare) < _RARE):
+        allowed = _difference(*shares, correlation=correlation_of_shares(*sums, counts, more_variance=more))
+        if allowed is not None:
+            ends = allowed if quotients else (min(ends[0], allowed[0]), max(ends[1], allowed[1]))
     return CorrectedDelta(delta, ends, one.labels + two.labels)
 
 
@@ -292,10 +309,11 @@ def _by_prompt(values: FloatArray, cells: BoolArray) -> FloatArray:
     return sums
 
 
-def _difference(before: CorrectedShare, after: CorrectedShare) -> Interval | None:
+def _difference(before: CorrectedShare, after: CorrectedShare, *, correlation: float) -> Interval | None:
     if before.ci95 is None or after.ci95 is None:
         return None
-    return difference_ci95(before.fraction, before.ci95, after.fraction, after.ci95)
+    ends = difference_ci95(before.fraction, before.ci95, after.fraction, after.ci95, correlation=correlation)
+    return _within(ends[0]), _within(ends[1])
 
 
 def _within(value: float) -> float:
