@@ -4,9 +4,10 @@
 
 makes up runs (words drawn by Zipf's law, three judges), writes their page as `rewardlm report` does, opens it in
 headless Chromium from disk, and prints its size and how long it takes: until something is painted, until the first
-answers are, until the page is loaded with its figures, until all answers can be searched, and for each letter typed,
-filter and order chosen. A letter's time runs from the event until the browser has laid out what changed. Needs
-playwright and chromium.
+answers are, until the page is loaded, until all answers can be searched, until its figures are drawn, and for each
+letter typed, filter and order chosen. It is opened at its top, where figures are near, and by a link to the answers,
+where none is. A letter's time runs from the event until the browser has laid out what changed. Needs playwright and
+chromium.
 """
 
 from __future__ import annotations
@@ -82,21 +83,20 @@ TIMED = """async ([id, value, event]) => {
 }"""
 
 
-# Notes when the first answer has been painted (the second frame after it is there), and when all can be searched. Asked
-# from outside, the page would answer only once its other scripts are done.
+# Notes when the first answer has been painted (the second frame after it is there), when all can be searched, and when
+# the figures are drawn. Asked from outside, the page would answer only once its other scripts are done.
 WATCHED = """(() => {
   window.seen = {};
-  const painted = name => requestAnimationFrame(() => requestAnimationFrame(now => { window.seen[name] = now; }));
-  new MutationObserver((_, observer) => {
+  new MutationObserver(() => {
     if (!("rows" in window.seen) && document.querySelector("#explorer-list > li")) {
       window.seen.rows = null;
-      painted("rows");
+      requestAnimationFrame(() => requestAnimationFrame(now => { window.seen.rows = now; }));
     }
-    if (document.querySelector("#explorer[data-ready]")) {
-      painted("ready");
-      observer.disconnect();
-    }
-  }).observe(document, { childList: true, subtree: true, attributes: true, attributeFilter: ["data-ready"] });
+    if (!window.seen.ready && document.querySelector("#explorer[data-ready]")) window.seen.ready = performance.now();
+    if (document.documentElement.dataset.figures === "drawn") window.seen.drawn = performance.now();
+  }).observe(document, {
+    childList: true, subtree: true, attributes: true, attributeFilter: ["data-ready", "data-figures"]
+  });
 })()"""
 
 
@@ -108,11 +108,16 @@ def in_browser(page_file: Path) -> dict[str, float]:
         browser = driver.chromium.launch(executable_path=shutil.which("chromium"), args=["--no-sandbox"])
         page = browser.new_page(viewport={"width": 1300, "height": 900})
         page.add_init_script(WATCHED)
-        page.goto(page_file.as_uri(), wait_until="load")
-        page.wait_for_selector("#explorer[data-ready]", state="attached")
-        while page.evaluate("!(window.seen.rows && window.seen.ready)"):
-            page.wait_for_timeout(50)
-        found = {f"{name}, s": page.evaluate(f"window.seen.{name} / 1000") for name in ("rows", "ready")}
+        found = {}
+        for how, address, marks in (
+            ("by a link", "#explorer", ("rows", "ready")),
+            ("at its top", "", ("rows", "ready", "drawn")),
+        ):
+            page.goto("about:blank")
+            page.goto(page_file.as_uri() + address, wait_until="load")
+            while not page.evaluate(f"{list(marks)}.every(mark => window.seen[mark])"):
+                page.wait_for_timeout(50)
+            found |= {f"{how}: {mark}, s": page.evaluate(f"window.seen.{mark} / 1000") for mark in marks}
         timing = "performance.getEntriesByType('navigation')[0].loadEventEnd / 1000"
         found["loaded, s"] = page.evaluate(timing)
         found["painted, s"] = page.evaluate(

@@ -21,7 +21,12 @@ class Visit:
         self.context.on("page", lambda page: self.popups.append(page.url))
         self.url = path.as_uri()
         self.page.goto(self.url)
-        self.page.wait_for_selector("html[data-figures=drawn]", state="attached")
+        # Figures wait until a reader comes near the first of them.
+        self.page.wait_for_selector("html[data-figures]", state="attached")
+        if self.page.query_selector("html[data-figures=waiting]"):
+            self.page.evaluate("document.querySelector('[data-figure]').scrollIntoView()")
+            self.page.wait_for_selector("html[data-figures=drawn]", state="attached")
+            self.page.evaluate("scrollTo(0, 0)")
         # Plotly may finish drawing in the frame after.
         self.page.wait_for_timeout(500)
 

@@ -50,8 +50,9 @@ def render(
         return name
 
     more = [name for name in assets if name.endswith(".js")]
-    # Plotly is large: what doesn't need it starts before.
-    scripts = [*map(_asset, more), get_plotlyjs().replace("\r\n", "\n"), *map(_asset, ["page.js", "inside.js"])]
+    scripts = [*map(_asset, more), *map(_asset, ["page.js", "inside.js"])]
+    # Large: it takes a second to start, so the page's script starts it only when a figure is to be drawn.
+    plotly = get_plotlyjs().replace("\r\n", "\n")
     styles = [_asset(name) for name in ["page.css", "inside.css", *assets] if name.endswith(".css")]
     environment = jinja2.Environment(
         loader=jinja2.PackageLoader("rewardlm.reporting", "templates"),
@@ -65,7 +66,8 @@ def render(
     return environment.get_template(template).render(
         css=Markup("\n".join(styles)),
         scripts=[Markup(script) for script in scripts],
-        policy=_policy(scripts),
+        plotly=Markup(plotly),
+        policy=_policy([*scripts, plotly]),
         figure=figure,
         contents=_contents,
         drawn=drawn,

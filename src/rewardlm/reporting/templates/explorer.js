@@ -7,10 +7,14 @@
   var section = document.getElementById("explorer"), index, state, found, defaults, filters, typing = -Infinity, late = 0;
   if (!section) return;
 
-  // All that it needs stands above it in the page, so it doesn't wait for what follows: the scripts of the figures take
-  // a second. Data are inflated beside them.
+  // All that it needs stands above it in the page. What takes long, the figures, waits for its event "ready".
+  function ready(how) {
+    section.dataset.ready = how;
+    section.dispatchEvent(new Event("ready"));
+  }
   explorer.unpack(document.getElementById("explorer-data").textContent).then(begin).catch(function (error) {
     get("wait").textContent = "The answers can’t be shown: " + error.message + ".";
+    ready("no");
   });
 
   function begin(data) {
@@ -25,7 +29,7 @@
     state = read();
     show();
     arrive();
-    explorer.prepare(index, function () { section.dataset.ready = "yes"; });
+    explorer.prepare(index, function () { ready("yes"); });
   }
 
   // A link to a view leads to its place, and stays there while texts and figures above still come in, unless the reader
@@ -43,9 +47,8 @@
     });
     // Drawn figures may still change their height once, with their frame's width.
     function settled() { setTimeout(stop, 1000); }
-    if (page.dataset.figures === "drawn") return settled();
+    if (page.dataset.figures) return settled();
     new MutationObserver(function (_, observer) {
-      if (page.dataset.figures !== "drawn") return;
       observer.disconnect();
       settled();
     }).observe(page, { attributes: true, attributeFilter: ["data-figures"] });

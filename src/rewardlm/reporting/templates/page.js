@@ -25,19 +25,43 @@
       return drawn.indexOf(canvas) < 0 && !canvas.closest("details:not([open])");
     });
   }
+  // Plotly lies in the page as text. To start it takes a second.
+  function start() {
+    var running = document.createElement("script");
+    running.textContent = document.getElementById("plotly").textContent;
+    document.head.append(running);
+  }
   function drawOne(canvas) {
+    if (!window.Plotly) start();
     var spec = JSON.parse(document.getElementById(canvas.dataset.figure).textContent);
     Plotly.newPlot(canvas, spec.data, spec.layout, config);
     drawn.push(canvas);
   }
   function draw(root) { waiting(root).forEach(drawOne); }
   // One after the other, from the top: meanwhile the page can be scrolled and searched.
-  (function next() {
+  function next() {
     var canvas = waiting()[0];
     if (!canvas) { document.documentElement.dataset.figures = "drawn"; return; }
     drawOne(canvas);
     setTimeout(next, 0);
-  })();
+  }
+  // The texts come first: figures wait until all answers can be searched, and until the reader is near one of them. A
+  // link to the answers doesn't need any.
+  function begin() {
+    if (!waiting().length) return next();
+    var near = new IntersectionObserver(function (canvases) {
+      if (!canvases.some(function (canvas) { return canvas.isIntersecting; })) {
+        document.documentElement.dataset.figures = "waiting";
+        return;
+      }
+      near.disconnect();
+      next();
+    }, { rootMargin: "100% 0px" });
+    waiting().forEach(function (canvas) { near.observe(canvas); });
+  }
+  var explorer = document.getElementById("explorer");
+  if (explorer && !explorer.dataset.ready) explorer.addEventListener("ready", begin, { once: true });
+  else begin();
   // The event of an opened fold doesn't bubble, so it is caught on its way down.
   document.addEventListener("toggle", function (event) { if (event.target.open) draw(event.target); }, true);
 
