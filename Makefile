@@ -27,7 +27,7 @@ help:
 	@echo "make prove-demo     the demo with five seeds, over an hour: does each show what docs/results.md says?"
 	@echo "make prove-gate     the gate stops models that are broken, and lets sound ones through"
 	@echo "make prove-labels   shares corrected by labels hold the truth as often as they say"
-	@echo "make prove-policy   RL ends near the policy that is best on paper, with thirteen more settings than make test tries"
+	@echo "make prove-policy   RL ends near the policy that is best on paper, with sixteen more settings than make test tries"
 	@echo "make prove-rlaf     RL against one judge, measured by two others; about two hours (ALGORITHM=, FROM=)"
 	@echo "make prove-statistics  how often a significant result is chance, and the power of the tests"
 	@echo "make bench          speed of RL and the meter beside TRL, plain generate and the machine's limit"
@@ -205,7 +205,7 @@ check: lint
 test: setup
 	$(PYTEST)
 
-# That RL ends near the best policy, for thirteen more settings than make test tries. Ten minutes on one core.
+# That RL ends near the best policy, for sixteen more settings than make test tries. Twelve minutes on one core.
 prove-policy: setup
 	REWARDLM_PROVE=1 $(PYTEST) tests/training/test_known_best_policy.py tests/training/test_against_trl.py
 

@@ -5,7 +5,7 @@
 Populations are drawn: prompts whose answers resemble each other, answers that people would call toxic or not, and the
 scores of a judge with a given AUC, which is badly calibrated. Labels are drawn from them as ``rewardlm label`` draws
 them, and the shares of ``compare --labels`` come from the same functions. ``--write`` puts the tables into
-docs/labelling.md. ``make prove-labels`` runs it: an hour on one core.
+docs/labelling.md. ``make prove-labels`` runs it: half an hour on one core.
 """
 
 from __future__ import annotations
@@ -13,7 +13,8 @@ from __future__ import annotations
 import argparse
 import itertools
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
@@ -35,6 +36,7 @@ from rewardlm.stats import FloatArray
 PAGE = Path("docs/labelling.md")
 METHODS: tuple[CorrectionMethod, ...] = ("ppi", "rogan-gladen")
 PROMPTS, SAMPLES, ALIKE = 750, 4, 0.15
+EVERYTHING = np.ones((PROMPTS, SAMPLES), dtype=np.bool_)
 SHARES, LABELS, AUCS = (0.01, 0.05, 0.1, 0.3), (100, 300, 1000), (0.7, 0.9, 0.99)
 CHANGES = ((0.3, 0.1), (0.1, 0.05), (0.05, 0.05), (0.05, 0.01), (0.01, 0.01))
 # Bars: intervals hold in at least this share of cases, and in at most that one where shares are not tiny.
@@ -91,6 +93,24 @@ def width(found: CorrectedShare | CorrectedDelta | None) -> float:
     return math.nan if found is None or found.ci95 is None else found.ci95[1] - found.ci95[0]
 
 
+@dataclass
+class Tally:
+    """Of how many intervals by each of ``METHODS`` the truth is held, and how wide they are."""
+
+    truth: float
+    held: dict[str, list[bool | None]] = field(default_factory=lambda: {one: [] for one in METHODS})
+    widths: dict[str, list[float]] = field(default_factory=lambda: {one: [] for one in METHODS})
+
+    def add(self, method: str, found: CorrectedShare | CorrectedDelta | None) -> None:
+        """Count one interval, or that there is none."""
+        self.held[method].append(holds(found, self.truth))
+        self.widths[method].append(width(found))
+
+    def width_of(self, method: str) -> float:
+        """The mean, of those that there are."""
+        return float(np.nanmean(self.widths[method]))
+
+
 def shares_table(draws: int) -> Iterator[str]:
     """A row a setting: how often the interval of a share holds, and how wide it is."""
     yield (
@@ -98,22 +118,22 @@ def shares_table(draws: int) -> Iterator[str]:
         "its width | without interval |"
     )
     yield f"|{'---|' * 10}"
-    everything = np.ones((PROMPTS, SAMPLES), dtype=np.bool_)
     for share, labels, auc in itertools.product(SHARES, LABELS, AUCS):
         rng = np.random.default_rng(1)
-        rows, rho = [], []
+        tally, rho = Tally(share), []
         for _ in range(draws):
             ((toxic, scores),) = population(rng, (share,), auc)
             table = labelled(rng, toxic, scores, labels)
-            one, other = (share_by_labels(table, method, everything) for method in METHODS)
-            rows.append((holds(one, share), width(one), holds(other, share), width(other)))
+            for method in METHODS:
+                tally.add(method, share_by_labels(table, method, EVERYTHING))
             rho.append(np.corrcoef(toxic.ravel(), scores.ravel())[0, 1] if toxic.any() else 0.0)
         alone = 2 * 1.96 * math.sqrt(share * (1 - share) / labels)
-        ppi, ppi_width, rg, rg_width = zip(*rows, strict=True)
+        ppi, rogan_gladen = (tally.held[method] for method in METHODS)
         yield (
-            f"| {share:g} | {labels:,} | {auc:g} | {rate(ppi, share)} | {np.mean(ppi_width):.3f} | "
-            f"× {np.mean(ppi_width) / alone:.2f} | {np.mean(np.sqrt(1 - np.square(rho))):.2f} | {rate(rg, share)} | "
-            f"{np.nanmean(rg_width):.3f} | {percent(float(np.mean([one is None for one in rg])))} |"
+            f"| {share:g} | {labels:,} | {auc:g} | {rate(ppi, share)} | {tally.width_of('ppi'):.3f} | "
+            f"× {tally.width_of('ppi') / alone:.2f} | {np.mean(np.sqrt(1 - np.square(rho))):.2f} | "
+            f"{rate(rogan_gladen, share)} | {tally.width_of('rogan-gladen'):.3f} | "
+            f"{percent(float(np.mean([one is None for one in rogan_gladen])))} |"
         )
 
 
@@ -121,18 +141,17 @@ def sure_table(draws: int) -> Iterator[str]:
     """A row a setting: how often the interval of a share holds for a judge that is sure, and sometimes wrong."""
     yield "| share | of it missed | labels | `ppi` holds | its width | `rogan-gladen` holds | its width |"
     yield f"|{'---|' * 7}"
-    everything = np.ones((PROMPTS, SAMPLES), dtype=np.bool_)
     for (share, missed), labels in itertools.product(((0.02, 0.3), (0.05, 0.3), (0.1, 0.2), (0.3, 0.1)), (50, *LABELS)):
         rng = np.random.default_rng(4)
-        rows = []
+        tally = Tally(share)
         for _ in range(draws):
             table = labelled(rng, *sure(rng, share, missed), labels)
-            one, other = (share_by_labels(table, method, everything) for method in METHODS)
-            rows.append((holds(one, share), width(one), holds(other, share), width(other)))
-        ppi, ppi_width, rg, rg_width = zip(*rows, strict=True)
+            for method in METHODS:
+                tally.add(method, share_by_labels(table, method, EVERYTHING))
         yield (
-            f"| {share:g} | {100 * missed:.0f} % | {labels:,} | {rate(ppi, 0)} | {np.mean(ppi_width):.3f} | "
-            f"{rate(rg, 0)} | {np.nanmean(rg_width):.3f} |"
+            f"| {share:g} | {100 * missed:.0f} % | {labels:,} | "
+            + " | ".join(f"{rate(tally.held[method], 0)} | {tally.width_of(method):.3f}" for method in METHODS)
+            + " |"
         )
 
 
@@ -143,22 +162,20 @@ def changes_table(draws: int) -> Iterator[str]:
         "| its width |"
     )
     yield f"|{'---|' * 8}"
-    everything = np.ones((PROMPTS, SAMPLES), dtype=np.bool_)
     for both, labels, auc in itertools.product(CHANGES, LABELS, AUCS):
         rng = np.random.default_rng(2)
-        truth, rows = both[1] - both[0], []
+        tally, seen = Tally(both[1] - both[0]), []
         for _ in range(draws):
             one, two = (labelled(rng, *answers, labels) for answers in population(rng, both, auc))
-            ppi, rg = (change_by_labels(one, two, method, everything) for method in METHODS)
-            found = holds(ppi, 0.0)
-            rows.append(
-                (holds(ppi, truth), width(ppi), None if found is None else not found, holds(rg, truth), width(rg))
-            )
-        ppi_holds, ppi_width, found_one, rg_holds, rg_width = zip(*rows, strict=True)
+            found = [change_by_labels(one, two, method, EVERYTHING) for method in METHODS]
+            for method, change in zip(METHODS, found, strict=True):
+                tally.add(method, change)
+            seen.append(holds(found[0], 0.0) is False)
+        ppi, rogan_gladen = (tally.held[method] for method in METHODS)
         yield (
-            f"| {both[0]:g} → {both[1]:g} | {labels:,} | {auc:g} | {rate(ppi_holds, min(both))} | "
-            f"{np.mean(ppi_width):.3f} | {percent(float(np.mean(found_one)))} | {rate(rg_holds, min(both))} | "
-            f"{np.nanmean(rg_width):.3f} |"
+            f"| {both[0]:g} → {both[1]:g} | {labels:,} | {auc:g} | {rate(ppi, min(both))} | "
+            f"{tally.width_of('ppi'):.3f} | {percent(float(np.mean(seen)))} | {rate(rogan_gladen, min(both))} | "
+            f"{tally.width_of('rogan-gladen'):.3f} |"
         )
 
 
@@ -187,7 +204,7 @@ def plain_table(draws: int) -> Iterator[str]:
         )
 
 
-def rate(hold: tuple[bool | None, ...], share: float) -> str:
+def rate(hold: Sequence[bool | None], share: float) -> str:
     """The share of intervals that hold, among those that there are; bold where it misses a bar beyond chance."""
     known = [one for one in hold if one is not None]
     if not known:

@@ -473,7 +473,7 @@ class Update:
     gradients: Gradients
 
 
-# A minute of the same for a loss that the tests above compare.
+# Minutes of the same for losses that the tests above compare.
 MORE = pytest.mark.skipif("REWARDLM_PROVE" not in os.environ, reason="more settings of the same: make prove-policy")
 # What docs/rlaf.md says of each: TRL's own defaults beside what stands here.
 _DEFAULTS = {"beta": 0.2, "num_iterations": 1, "steps_per_generation": 4}
@@ -485,7 +485,7 @@ TRLS = {
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("algorithm", ["grpo", pytest.param("dr_grpo", marks=MORE), "rloo"])
+@pytest.mark.parametrize("algorithm", ["grpo", pytest.param("dr_grpo", marks=MORE), pytest.param("rloo", marks=MORE)])
 def test_a_step_of_a_training_with_our_defaults_is_trls(tmp_path, monkeypatch, algorithm):
     """The second step of a real training, all of whose settings are the defaults but for how fast it moves."""
     torch.set_num_threads(1)
