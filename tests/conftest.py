@@ -16,7 +16,8 @@ import pytest
 from hypothesis import settings
 
 from fake_service import FakeService
-from rewardlm.config import cache_folder
+from rewardlm.config import cache_folder, keys
+from rewardlm.config.keys import NAMED
 
 # Nothing is downloaded in tests: what they need is in packages, or made by them. Subprocesses inherit it.
 os.environ["HF_HUB_OFFLINE"] = "1"
@@ -77,6 +78,14 @@ def service(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[FakeSer
     service = FakeService()
     yield service
     service.close()
+
+
+@pytest.fixture(autouse=True)
+def _nothing_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What one test's user has named isn't named by the next, nor by whoever runs the tests."""
+    NAMED.hosts.clear()
+    NAMED.variables.clear()
+    monkeypatch.setattr(keys, "credentials_file", lambda: Path("/nonexistent/credentials.yaml"))
 
 
 # One for all folders: Playwright runs once in a process.

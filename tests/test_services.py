@@ -15,6 +15,7 @@ import pytest
 
 from fake_service import FakeService, Reply
 from rewardlm.config import ServiceSettings
+from rewardlm.config.keys import NAMED
 from rewardlm.errors import ServiceError
 from rewardlm.services import Malformed, Refused, Service, Unanswered, reachable
 
@@ -23,7 +24,7 @@ CANARY = "sk-canary-0a1b2c3d"
 
 def client(service: FakeService, **settings: Any) -> Service:
     given = {"url": service.url, "backoff_seconds": 0.01, "timeout_seconds": 5, "tries": 5, **settings}
-    return Service(ServiceSettings.model_validate(given), what="the fake", gone="use another")
+    return Service(ServiceSettings.model_validate(given), what="the fake", section="server", gone="use another")
 
 
 def test_an_answer_is_its_json_and_the_request_is_as_it_was_given(service: FakeService) -> None:
@@ -313,6 +314,7 @@ def test_a_key_that_no_header_takes_is_told_without_showing_it(service: FakeServ
 
 def test_blanks_around_a_key_are_no_part_of_it(service: FakeService, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("OPENAI_API_KEY", f" {CANARY}\n")
+    NAMED.note({"server.url": service.url})
     asking = client(service)
     asking.post("x", {})
     assert service.asked[0].headers["Authorization"] == f"Bearer {CANARY}"
@@ -322,7 +324,7 @@ def test_blanks_around_a_key_are_no_part_of_it(service: FakeService, monkeypatch
 
 def test_without_an_address() -> None:
     with pytest.raises(ServiceError, match="the fake: no address"):
-        Service(ServiceSettings(), what="the fake", gone="")
+        Service(ServiceSettings(), what="the fake", section="server", gone="")
 
 
 def test_reachable_sends_no_key(service: FakeService) -> None:

@@ -30,6 +30,7 @@ from rewardlm.config import (
     split_names,
     validate,
 )
+from rewardlm.config.keys import NAMED
 from rewardlm.errors import ConfigError
 from rewardlm.measuring.comparison import Comparison
 from rewardlm.preflight import check
@@ -481,6 +482,7 @@ def _settings(kind: type[S], settings: S | None, model: str | None, options: Map
         given["prompts"] = _as_source(given["prompts"])
     if "adapter" in given and isinstance(given["adapter"], Run):
         given["adapter"] = given["adapter"].path
+    NAMED.note(given)
     return validate(kind, given)
 
 

@@ -55,6 +55,7 @@ from rewardlm.scoring.function import load_function
 from rewardlm.scoring.load import check_judges, check_rewards
 from rewardlm.scoring.pairs import check_pair_judge, is_pair_judge
 from rewardlm.scoring.thresholds import check_thresholds
+from rewardlm.services import check_address
 from rewardlm.steering.record import read_record, refuse_strength
 
 _DEVICE = re.compile(r"auto|cpu|mps|xpu|(cuda|xpu)(:\d+)?")
@@ -121,6 +122,9 @@ def _checks(settings: Section, out: Path | None, kind: str | None, *, begun: boo
             yield partial(_check_steer_folder, settings, settings.steer)
         if settings.suite is not None:
             yield partial(_check_suite_of_a_model, settings)
+        if settings.engine == "openai":
+            asked = settings.server.model_copy(update={"url": settings.url or settings.server.url})
+            yield partial(check_address, asked, what=f"the server of {settings.model!r}", section="server")
     if isinstance(settings, SteerFitSettings):
         yield from _of_a_steering(settings)
     if isinstance(settings, RewardedSettings) and settings.draws:
@@ -129,6 +133,8 @@ def _checks(settings: Section, out: Path | None, kind: str | None, *, begun: boo
         terms = settings.reward_settings.terms
         if terms.counter_narrative:
             yield lambda: _check_pairs_or_classifier(terms.counter_narrative_judge, settings.services)
+    if isinstance(settings, RlafSettings):
+        yield partial(check_address, settings.rollout, what="the server that draws rollouts", section="rollout")
     if isinstance(settings, RlafSettings) and is_function_name(settings.algorithm):
         yield lambda: _check_estimator(settings.algorithm)
     if isinstance(settings, PreferSettings) and not begun:

@@ -15,6 +15,7 @@ import base64
 import contextlib
 import datetime
 import email.utils
+import ipaddress
 import json
 import logging
 import os
@@ -29,6 +30,7 @@ import httpx
 import tenacity
 
 from rewardlm.config import ServiceSettings, secrets_in_url, without_secrets
+from rewardlm.config.keys import credentials_file, host_of, may_leave
 from rewardlm.errors import ServiceError
 
 # Worth another try: too many requests, a time-out on the server's side, any other server error.
@@ -67,11 +69,60 @@ class _Passing(Exception):
         self.after = after
 
 
+def check_address(settings: ServiceSettings, *, what: str, section: str) -> None:
+    """Raise ServiceError for an address that isn't safe to ask: http to another machine, and one that a file alone
+    wants to send a key of the user's to (``rewardlm.config.keys``). Without an address nothing is wrong.
+    """
+    if settings.url is None:
+        return
+    url, variable = settings.url.get_secret_value(), settings.key_variable
+    address = without_secrets(url)
+    if url.lower().startswith("http:") and not settings.plain_http and not _is_here(url):
+        raise ServiceError(
+            f"{what}: everybody on the way to {address} could read the texts and the key, because it is http: give an "
+            f"address with https, or {section}.plain_http=true"
+        )
+    default = type(settings).model_fields["key_variable"].default
+    if settings.key or variable == default or not os.environ.get(variable, "").strip() or may_leave(variable, url):
+        return
+    raise ServiceError(
+        f"{what}: {variable} is not sent to {host_of(url)}, because you haven't named them yourself, and files may "
+        f"come from others; {_how_to_name(variable, address, section)}"
+    )
+
+
+def key_of(settings: ServiceSettings, url: str) -> str:
+    """The key that this address gets, '' for none: that of the settings, else that of the environment if it may go
+    there.
+    """
+    if settings.key:
+        return settings.key.get_secret_value().strip()
+    return os.environ.get(settings.key_variable, "").strip() if may_leave(settings.key_variable, url) else ""
+
+
+def _how_to_name(variable: str, address: str, section: str) -> str:
+    return (
+        f"if you trust it, name both yourself ({section}.url={address} {section}.key_variable={variable}; in "
+        f"Python: {section}.key), or write '{host_of(address)}: {variable}' into {credentials_file()}"
+    )
+
+
+def _is_here(url: str) -> bool:
+    """Whether the address is this very machine."""
+    host = (urllib.parse.urlsplit(url).hostname or "").lower()
+    try:
+        address = ipaddress.ip_address(host)
+        return address.is_loopback or address.is_unspecified
+    except ValueError:
+        return host == "localhost" or host.endswith(".localhost")
+
+
 class Service:
     """One service under ``settings.url``, for any number of threads.
 
-    ``what`` names it in messages; ``gone`` tells the user what to do if it doesn't exist (any more). The key is sent in
-    ``key_header``; in ``Authorization`` it is a bearer token, as OpenAI has it.
+    ``what`` names it in messages, and ``section`` its settings; ``gone`` tells the user what to do if it doesn't exist
+    (any more). The key is sent in ``key_header``; in ``Authorization`` it is a bearer token, as OpenAI has it. Raises
+    ServiceError where the key may not go there, or the address is no safe one.
     """
 
     def __init__(
@@ -79,19 +130,20 @@ class Service:
         settings: ServiceSettings,
         *,
         what: str,
+        section: str,
         gone: str,
         key_header: str = "Authorization",
         headers: Mapping[str, str] | None = None,
     ) -> None:
         if settings.url is None:
             raise ServiceError(f"{what}: no address; give one, for example http://127.0.0.1:8000/v1")
+        check_address(settings, what=what, section=section)
         self.what = what
         self.settings = settings
         self.address = without_secrets(settings.url.get_secret_value())
-        self._gone = gone
+        self._section, self._gone = section, gone
         self._base = httpx.URL(settings.url.get_secret_value())
-        key = settings.key.get_secret_value() if settings.key else os.environ.get(settings.key_variable, "")
-        key = key.strip()
+        key = key_of(settings, settings.url.get_secret_value())
         if not (key.isascii() and key.isprintable()):
             # Checked here, because the exceptions of libraries show the value.
             raise ServiceError(f"{what}: the key has characters that no HTTP header may have: copy it again")
@@ -225,11 +277,14 @@ class Service:
         if response.status_code in _PASSING:
             raise _Passing(f"HTTP {response.status_code}: {message}", _retry_after(response))
         if response.status_code in (401, 403):
-            key = "the key was refused" if self.has_key else "it needs a key"
-            raise ServiceError(
-                f"{self.what} at {self.address}: {key} (HTTP {response.status_code}: {message}); set the environment "
-                f"variable {self.settings.key_variable}"
-            )
+            variable = self.settings.key_variable
+            if self.has_key or not os.environ.get(variable, "").strip():
+                key = "the key was refused" if self.has_key else "it needs a key"
+                todo = f"set the environment variable {variable}"
+            else:
+                key = f"it needs a key, and {variable} was not sent to a host that you haven't named"
+                todo = _how_to_name(variable, self.address, self._section)
+            raise ServiceError(f"{self.what} at {self.address}: {key} (HTTP {response.status_code}: {message}); {todo}")
         if response.status_code in (404, 410):
             raise ServiceError(
                 f"{self.what}: nothing at {self.address}/{url.path.rpartition('/')[2]} (HTTP {response.status_code}: "

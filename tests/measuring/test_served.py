@@ -20,6 +20,7 @@ import pytest
 from measured_runs import compared
 
 from rewardlm.config import MeasureSettings, build
+from rewardlm.config.keys import NAMED
 from rewardlm.errors import ConfigError, ScorerError, ServiceError
 from rewardlm.measuring.meter import measure
 from rewardlm.models.generate import stream_seed
@@ -289,6 +290,7 @@ def test_a_service_that_cannot_be_used_is_told_after_one_call(
     chat: Chat, tmp_path: Path, status: int, expected: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("OPENAI_API_KEY", CANARY)
+    NAMED.note({"url": chat.url})
     chat.reply = lambda *_: (status, {"error": {"message": f"bad key {CANARY}"}}, {})
     with pytest.raises(ServiceError, match=expected) as caught:
         measure(settings_of(chat, server={"concurrency": 1}), tmp_path / "run")
@@ -311,6 +313,7 @@ def test_a_server_without_a_list_of_models_will_do(chat: Chat, tmp_path: Path) -
 def test_keys_are_sent_and_never_written(chat: Chat, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("MY_KEY", CANARY)
     address = chat.url.replace("http://", f"http://user:{CANARY}-pass@") + f"?key={CANARY}-query"
+    NAMED.note({"url": address, "server.key_variable": "MY_KEY"})
     measure(settings_of(chat, url=address, limit=2, server={"key_variable": "MY_KEY"}), tmp_path / "run")
     assert chat.keys == {f"Bearer {CANARY}"}
     for file in (tmp_path / "run").rglob("*"):

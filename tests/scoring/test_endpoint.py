@@ -12,6 +12,7 @@ import pytest
 
 from fake_service import Asked, FakeService, Reply, chatted, moderated, text_of
 from rewardlm.config import EndpointSettings, ServicesSettings
+from rewardlm.config.keys import NAMED
 from rewardlm.errors import ConfigError, RewardLMError, ScorerError, ServiceError
 from rewardlm.scoring.endpoint import RUBRIC, ChatScorer, ModerationScorer, load_endpoint, parse_rating
 from rewardlm.scoring.load import load_scorer
@@ -307,6 +308,10 @@ def test_further_endpoints_have_names_and_keys_of_their_own(
     monkeypatch.setenv("MY_KEY", CANARY)
     given = {"url": service.url, "kind": "chat", "model": "m", "key_variable": "MY_KEY"}
     services = ServicesSettings.model_validate({"endpoints": {"mine": given, "b": {"url": service.url}}})
+    with pytest.raises(ServiceError, match=r"MY_KEY is not sent to 127\.0\.0\.1"):
+        load_scorer("endpoint:mine", services=services)
+    assert service.asked == []
+    NAMED.note(given)
     scorer = load_scorer("max(endpoint:mine,lexical)", services=services)
     assert scorer.labels == ("toxicity", "endpoint:mine", "lexical", "disagreement")
     assert score_texts(scorer, ["x" * 60])[0].values["endpoint:mine"] == 0.6

@@ -47,7 +47,6 @@ from rewardlm.config.prefer import LABELS as LABELS
 from rewardlm.config.prefer import PairSettings as PairSettings
 from rewardlm.config.prefer import PreferSettings as PreferSettings
 from rewardlm.config.reading import build as build
-from rewardlm.config.reading import read_yaml as read_yaml
 from rewardlm.config.reading import validate as validate
 from rewardlm.config.rewards import Doubt as Doubt
 from rewardlm.config.rewards import OverlongSettings as OverlongSettings
@@ -77,3 +76,4 @@ from rewardlm.config.utility import UTILITY_TASKS as UTILITY_TASKS
 from rewardlm.config.utility import ReadTask as ReadTask
 from rewardlm.config.utility import UtilitySettings as UtilitySettings
 from rewardlm.config.utility import UtilityTask as UtilityTask
+from rewardlm.config.yaml_files import read_yaml as read_yaml

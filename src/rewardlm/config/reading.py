@@ -7,17 +7,16 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, TypeVar
 
-import yaml
 from pydantic import ValidationError
 
 from rewardlm.config.describe import describe, leaves
+from rewardlm.config.keys import NAMED
 from rewardlm.config.mistakes import mistakes_in
 from rewardlm.config.section import Section
+from rewardlm.config.yaml_files import Places, read_with_places, value_of
 from rewardlm.errors import ConfigError
 
 S = TypeVar("S", bound=Section)
-# Where a setting was given, by its dotted key: "e.yaml, line 3", or the flag.
-Places = dict[str, str]
 
 
 def build(
@@ -40,20 +39,23 @@ def build(
     merge(tree, copy.deepcopy(dict(defaults or {})))
     for path in (base, file):
         if path is not None:
-            read, there = _read(path)
+            read, there = read_with_places(path)
             merge(tree, read)
             places.update(there)
     for key, value in (flags or {}).items():
         if value is not None:
             _set(tree, key, value, wrong)
             places[key] = ""
+            NAMED.note({key: value})
     for override in overrides:
         key, equals, text = override.partition("=")
         if not equals or not key:
             wrong.append(f"override {override!r}: expected key.sub=value, for example generation.top_p=0.9")
             continue
-        _set(tree, key, _value(text), wrong)
+        value = value_of(text)
+        _set(tree, key, value, wrong)
         places[key] = ""
+        NAMED.note({key: value})
     return _checked(kind, tree, places, wrong, named={key for key, value in (flags or {}).items() if value is not None})
 
 
@@ -100,95 +102,6 @@ def _place(key: str, places: Places) -> str:
 def _line_of(place: str) -> int:
     number = place.rpartition(" ")[2]
     return int(number) if number.isdigit() else 0
-
-
-def read_yaml(path: Path) -> dict[str, Any]:
-    """A YAML file as a dict. Raises ConfigError naming file and line."""
-    return _read(path)[0]
-
-
-def _read(path: Path) -> tuple[dict[str, Any], Places]:
-    """A YAML file as a dict, and the line of every key. Raises ConfigError as ``read_yaml`` does."""
-    places: Places = {}
-    try:
-        loader = yaml.SafeLoader(path.read_text(encoding="utf-8"))
-        try:
-            node = loader.get_single_node()
-            tree = loader.construct_document(node) if node is not None else None  # type: ignore[no-untyped-call]
-        finally:
-            loader.dispose()  # type: ignore[no-untyped-call]
-    except FileNotFoundError:
-        raise ConfigError(f"{path}: no such file") from None
-    except IsADirectoryError:
-        raise ConfigError(f"{path} is a directory: a YAML file is needed") from None
-    except UnicodeDecodeError:
-        raise ConfigError(f"{path}: not UTF-8 text") from None
-    except OSError as error:
-        raise ConfigError(f"{path}: can't be read ({error.strerror})") from None
-    except yaml.YAMLError as error:
-        mark = getattr(error, "problem_mark", None)
-        where = f", line {mark.line + 1}" if mark else ""
-        problem = " ".join(str(getattr(error, "problem", error)).split())
-        raise ConfigError(f"{path}{where}: not YAML ({problem})") from None
-    if tree is None:
-        return {}, {}
-    if not isinstance(tree, dict):
-        raise ConfigError(f"{path}: expected keys and values at the top, got {type(tree).__name__}")
-    try:
-        numbers: dict[str, Any] = _numbers(tree)
-        twice = _note_lines(node, path, "", places)
-    except RecursionError:
-        raise ConfigError(f"{path}: an anchor (&) holds its own alias (*)") from None
-    if twice:
-        raise ConfigError.of(twice, "{} keys appear twice")
-    return numbers, places
-
-
-def _note_lines(node: yaml.Node | None, path: Path, prefix: str, places: Places) -> list[str]:
-    """Put the line of every key into ``places``; returns a sentence for each key that appears twice in one section."""
-    twice: list[str] = []
-    if not isinstance(node, yaml.MappingNode):
-        return twice
-    here: Places = {}
-    for key, value in node.value:
-        if not isinstance(key, yaml.ScalarNode) or key.value == "<<":
-            continue
-        name, where = f"{prefix}{key.value}", f"{path}, line {key.start_mark.line + 1}"
-        if name in here:
-            twice.append(f"{where}: {name!r} appears twice (also {here[name].rpartition(', ')[2]}): keep one of them")
-        here[name] = where
-        twice += _note_lines(value, path, f"{name}.", places)
-    places.update(here)
-    return twice
-
-
-def _value(text: str) -> Any:
-    """The value of an override, read as YAML."""
-    try:
-        value = yaml.safe_load(text)
-    except yaml.YAMLError:
-        return text
-    if isinstance(value, dict) and not text.lstrip().startswith("{"):
-        return text  # chat.user=User: is a text that ends with a colon
-    return _number(value)
-
-
-def _number(value: Any) -> Any:
-    # YAML 1.1 reads 3e-4 as text, because it wants a dot in the mantissa; people write it without.
-    if isinstance(value, str):
-        try:
-            return float(value) if "e" in value.lower() and value.strip()[:1].isdigit() else value
-        except ValueError:
-            return value
-    return value
-
-
-def _numbers(tree: Any) -> Any:
-    if isinstance(tree, dict):
-        return {key: _numbers(value) for key, value in tree.items()}
-    if isinstance(tree, list):
-        return [_numbers(value) for value in tree]
-    return _number(tree)
 
 
 def merge(tree: dict[str, Any], other: Mapping[str, Any]) -> None:

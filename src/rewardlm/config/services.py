@@ -55,7 +55,13 @@ class ServiceSettings(Section):
     key: SecretStr | None = Field(
         None, description="Its key, which no record holds; better kept in the variable that key_variable names."
     )
-    key_variable: str = Field("OPENAI_API_KEY", description="The environment variable that holds the key.")
+    key_variable: str = Field(
+        "OPENAI_API_KEY",
+        description="The environment variable that holds the key. It is sent to nobody whom a file alone has named.",
+    )
+    plain_http: bool = Field(
+        False, description="Ask another machine by http, where everybody on the way can read texts and the key."
+    )
     concurrency: int = Field(8, ge=1, le=1024, description="Requests under way at once.")
     requests_per_second: float | None = Field(
         None, gt=0, description="Highest rate of requests; by default there is no limit."
@@ -99,7 +105,10 @@ class PerspectiveSettings(ServiceSettings):
     Google's.
     """
 
-    key_variable: str = Field("PERSPECTIVE_API_KEY", description="The environment variable that holds the key.")
+    key_variable: str = Field(
+        "PERSPECTIVE_API_KEY",
+        description="The environment variable that holds the key. It is sent to nobody whom a file alone has named.",
+    )
     requests_per_second: float | None = Field(
         1.0, gt=0, description="Highest rate of requests: 1 is what Google allows without asking; null sets no limit."
     )
@@ -172,8 +181,8 @@ class ServicesSettings(Section):
 
 # Settings that can change between two requests without changing what is asked.
 _HOW_ASKED = (
-    "url", "key", "key_variable", "concurrency", "requests_per_second", "timeout_seconds", "tries", "backoff_seconds",
-    "longest_wait_seconds", "cache",
+    "url", "key", "key_variable", "plain_http", "concurrency", "requests_per_second", "timeout_seconds", "tries",
+    "backoff_seconds", "longest_wait_seconds", "cache",
 )  # fmt: skip
 
 

@@ -259,9 +259,9 @@ def change_by_labels(
     one, two = before.estimate(method, pairs), after.estimate(method, pairs)
     if one is None or two is None:
         return None
-    sums, counts = tuple(_by_prompt(found.z, pairs) for found in (one, two)), pairs.sum(axis=1)
+    counts, was, now = pairs.sum(axis=1), _by_prompt(one.z, pairs), _by_prompt(two.z, pairs)
     more = one.unseen_variance, two.unseen_variance
-    change = mean_change(sums[1] - sums[0], counts, largest=1.0, more_variance=sum(more))
+    change = mean_change(now - was, counts, largest=1.0, more_variance=sum(more))
     if change.mean is None:
         return None
     shares = _share(one, pairs), _share(two, pairs)
@@ -270,7 +270,7 @@ def change_by_labels(
     outside = abs(delta - change.mean) > 1e-12
     quotients = one.quotient is not None
     if ends is not None and (outside or quotients or min(one.rare, two.rare) < _RARE):
-        allowed = _difference(*shares, correlation=correlation_of_shares(*sums, counts, more_variance=more))
+        allowed = _difference(*shares, correlation=correlation_of_shares(was, now, counts, more_variance=more))
         if allowed is not None:
             ends = allowed if quotients else (min(ends[0], allowed[0]), max(ends[1], allowed[1]))
     return CorrectedDelta(delta, ends, one.labels + two.labels)

@@ -46,6 +46,7 @@ class ServedEngine:
         self._service = Service(
             settings.server.model_copy(update={"url": settings.url or settings.server.url}),
             what=f"the server of {settings.model!r}",
+            section="server",
             gone="give --url as far as /v1, and the model's name as the server knows it",
         )
         self._names: set[str] = set()

@@ -13,6 +13,7 @@ from collections.abc import Iterator, Sequence
 from typing import Any
 
 from rewardlm.config import MeasureSettings
+from rewardlm.config.keys import NAMED, Named
 from rewardlm.errors import NotAvailableError, RewardLMError
 from rewardlm.measuring.engines import JudgedWindow, LocalEngine, judged_window, load_model
 from rewardlm.models.load import resolve_device
@@ -48,7 +49,7 @@ def judged_by_ray(
         windows = ray.data.from_items([{"start": start} for start in starts], override_num_blocks=len(starts))
         answered = windows.map_batches(
             _Worker,
-            fn_constructor_args=(settings, label, stored),
+            fn_constructor_args=(settings, label, stored, NAMED),
             compute=ray.data.ActorPoolStrategy(size=min(settings.workers, len(starts))),
             batch_size=1,
             num_cpus=1,
@@ -66,9 +67,12 @@ def judged_by_ray(
 class _Worker:
     """A Ray actor: loads model and judges once, then answers and judges windows."""
 
-    def __init__(self, settings: MeasureSettings, label: str, stored: Any) -> None:
+    def __init__(self, settings: MeasureSettings, label: str, stored: Any, named: Named) -> None:
         import ray
 
+        # What the user has named, in the driver's process.
+        NAMED.hosts |= named.hosts
+        NAMED.variables |= named.variables
         self._settings = settings
         self._prompts: list[Prompt] = ray.get(stored)
         device = str(resolve_device(settings.device))

@@ -16,9 +16,11 @@ from pathlib import Path
 from typing import Any
 
 from rewardlm.config import EndpointSettings, ServicesSettings, validate, without_secrets
+from rewardlm.config.keys import NAMED
 from rewardlm.errors import ConfigError, ScorerError, ServiceError
 from rewardlm.scoring.online import LOCAL_JUDGES, OnlineScorer, as_probability, error_of, verdict_of
 from rewardlm.services import Malformed, Refused, Service, Unanswered
+from rewardlm.services import check_address as check_service
 from rewardlm.types import Verdict
 
 RUBRIC = """\
@@ -54,7 +56,7 @@ def load_endpoint(spec: str, services: ServicesSettings) -> OnlineScorer:
 
 def check_address(spec: str, services: ServicesSettings) -> EndpointSettings:
     """The settings of the judge ``endpoint`` or ``endpoint:NAME``. Raises ScorerError for an unknown NAME, and where
-    they have no address. Sends no request.
+    they have no address, ServiceError for one that isn't safe to ask. Sends no request.
     """
     name = spec.partition(":")[2]
     settings = _settings_of(name, services)
@@ -64,11 +66,12 @@ def check_address(spec: str, services: ServicesSettings) -> EndpointSettings:
             f"unknown scorer {spec!r}: it needs services.endpoints.{name}.url=…; the named endpoints are: {known}"
         )
     if settings.url is None:
-        where = f"services.endpoints.{name}.url" if name else "services.endpoint.url"
+        where = f"{_section_of(spec)}.url"
         variable = "" if name else ", or the environment variable REWARDLM_ENDPOINT_URL"
         raise ScorerError(
             f"scorer {spec!r} has no address: give {where}=http://127.0.0.1:8000/v1, for example{variable}"
         )
+    check_service(settings, what=f"scorer {spec!r}", section=_section_of(spec))
     return settings
 
 
@@ -213,9 +216,15 @@ def _service(name: str, settings: EndpointSettings) -> Service:
     return Service(
         settings,
         what=f"scorer {name!r}",
+        section=_section_of(name),
         gone=f"correct the address (it ends before /chat/completions or /moderations) or the model, or score with a "
         f"local judge ({LOCAL_JUDGES})",
     )
+
+
+def _section_of(spec: str) -> str:
+    name = spec.partition(":")[2]
+    return f"services.endpoints.{name}" if name else "services.endpoint"
 
 
 def _settings_of(name: str, services: ServicesSettings) -> EndpointSettings | None:
@@ -229,7 +238,11 @@ def _from_environment(settings: EndpointSettings) -> EndpointSettings:
         for field in ("url", "kind", "model")
         if getattr(settings, field) is None and (value := os.environ.get(f"REWARDLM_ENDPOINT_{field.upper()}"))
     }
-    return validate(EndpointSettings, {**settings.model_dump(), **given}) if given else settings
+    if not given:
+        return settings
+    # The environment is the user's.
+    NAMED.note(given)
+    return validate(EndpointSettings, {**settings.model_dump(), **given})
 
 
 def _rubric(given: str | None) -> str:

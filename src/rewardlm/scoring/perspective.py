@@ -23,12 +23,14 @@ from typing import Any
 from pydantic import SecretStr
 
 from rewardlm.config import PerspectiveSettings, cache_folder, validate
+from rewardlm.config.keys import NAMED
 from rewardlm.errors import ServiceError
 from rewardlm.scoring.online import LOCAL_JUDGES, OnlineScorer, error_of, today, verdict_of
 from rewardlm.scoring.scorer import EMPTY
-from rewardlm.services import Refused, Service, Unanswered
+from rewardlm.services import Refused, Service, Unanswered, check_address, key_of
 from rewardlm.types import Verdict
 
+_WHAT, _SECTION = "the Perspective API", "services.perspective"
 GOOGLE = "https://commentanalyzer.googleapis.com/v1alpha1"
 CLOSES = datetime.date(2026, 12, 31)
 # In UTF-8; the API refuses more.
@@ -66,7 +68,8 @@ class PerspectiveScorer(OnlineScorer):
         super().__init__(
             Service(
                 settings,
-                what="the Perspective API",
+                what=_WHAT,
+                section=_SECTION,
                 gone=f"{_closing()}: score with a local judge ({LOCAL_JUDGES})",
                 key_header="X-Goog-Api-Key",
             )
@@ -225,18 +228,23 @@ def with_address(settings: PerspectiveSettings) -> PerspectiveSettings:
     """``settings`` with an address: their own, else $REWARDLM_PERSPECTIVE_URL, else Google's."""
     if settings.url is not None:
         return settings
-    url = SecretStr(os.environ.get("REWARDLM_PERSPECTIVE_URL") or GOOGLE)
+    by_user = os.environ.get("REWARDLM_PERSPECTIVE_URL")
+    url = SecretStr(by_user or GOOGLE)
+    NAMED.note({"url": by_user})
     return validate(PerspectiveSettings, {**settings.model_dump(), "url": url})
 
 
 def has_key(settings: PerspectiveSettings) -> bool:
     """Whether there is a key for the API, or an address other than the default, which may need none."""
-    key = settings.key.get_secret_value() if settings.key else os.environ.get(settings.key_variable, "")
-    return bool(key.strip() or settings.url or os.environ.get("REWARDLM_PERSPECTIVE_URL"))
+    own = settings.url or os.environ.get("REWARDLM_PERSPECTIVE_URL")
+    return bool(own or key_of(settings, GOOGLE))
 
 
 def check_key(settings: PerspectiveSettings) -> None:
-    """Raise ServiceError where there is no key for the API and no stored answer of today."""
+    """Raise ServiceError where there is no key for the API and no stored answer of today, and for an address that isn't
+    safe to ask.
+    """
+    check_address(with_address(settings), what=_WHAT, section=_SECTION)
     if not has_key(settings) and not (settings.cache and _Cache(cache_folder() / _KEPT).holds(today())):
         raise _no_key(settings)
 

@@ -46,6 +46,7 @@ class ServedRollouts:
         self._service = Service(
             settings.rollout,
             what="the server that draws rollouts",
+            section="rollout",
             gone="start it with --enable-lora and VLLM_ALLOW_RUNTIME_LORA_UPDATING=True, and give rollout.url as far "
             "as /v1",
         )
