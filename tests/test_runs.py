@@ -19,6 +19,17 @@ from rewardlm.measuring.imported import import_table
 from rewardlm.runs import Run, alone, environment, expand, prompts_hash, write_atomically
 from rewardlm.types import Generation, Message, Prompt, Score
 
+ANSWER = {
+    "id": "1",
+    "prompt_id": "p",
+    "label": "PT",
+    "sample": 0,
+    "text": "t",
+    "n_tokens": 1,
+    "finish": "stop",
+    "seed": 0,
+}
+
 SETTINGS = {"model": "tiny", "seed": 0, "generation": {"top_p": 0.9, "top_k": 0}, "device": "cpu"}
 
 
@@ -68,10 +79,10 @@ def test_half_a_last_line_is_dropped_and_the_next_record_starts_a_line(tmp_path:
 
 def test_a_line_that_is_damaged_in_the_middle_is_named(tmp_path: Path) -> None:
     run = start(tmp_path / "run")
-    run.append("scores", [{"a": 1}, {"a": 2}])
-    (tmp_path / "run" / "scores.jsonl").write_bytes(b'{"a": 1}\n{"a"\n{"a": 2}\n')
-    with pytest.raises(RunError, match=r"scores\.jsonl, line 2"):
-        list(run.read("scores"))
+    run.append("metrics", [{"step": 1}, {"step": 2}])
+    (tmp_path / "run" / "metrics.jsonl").write_bytes(b'{"step": 1}\n{"step"\n{"step": 2}\n')
+    with pytest.raises(RunError, match=r"metrics\.jsonl, line 2"):
+        list(run.read("metrics"))
 
 
 def test_nan_is_not_written(tmp_path: Path) -> None:
@@ -96,11 +107,11 @@ def test_the_same_settings_resume_and_free_ones_may_differ(tmp_path: Path) -> No
     ],
 )
 def test_other_settings_are_an_error_that_names_them(tmp_path: Path, changes: dict[str, object], said: str) -> None:
-    start(tmp_path / "run").append("generations", [{"id": 1}])
+    start(tmp_path / "run").append("generations", [ANSWER])
     before = (tmp_path / "run" / "run.json").read_bytes()
     with pytest.raises(RunError, match=said):
         start(tmp_path / "run", **changes)
-    assert list(Run.open(tmp_path / "run").read("generations")) == [{"id": 1}]
+    assert list(Run.open(tmp_path / "run").read("generations")) == [ANSWER]
     assert (tmp_path / "run" / "run.json").read_bytes() == before
 
 
@@ -199,17 +210,17 @@ def test_what_a_kill_left_is_cut_off_however_long_it_is(tmp_path: Path, whole: b
 
 def test_a_failed_rewrite_in_pieces_leaves_the_old_records(tmp_path: Path) -> None:
     run = start(tmp_path / "run")
-    run.append("scores", [{"n": 1}, {"n": 2}])
+    run.append("metrics", [{"step": 1}, {"step": 2}])
 
     def records():
-        yield from run.read("scores")
+        yield from run.read("metrics")
         raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
-        run.replace("scores", records())
-    assert list(run.read("scores")) == [{"n": 1}, {"n": 2}]
-    run.replace("scores", (record for record in run.read("scores") if record["n"] == 2))
-    assert list(run.read("scores")) == [{"n": 2}]
+        run.replace("metrics", records())
+    assert list(run.read("metrics")) == [{"step": 1}, {"step": 2}]
+    run.replace("metrics", (record for record in run.read("metrics") if record["step"] == 2))
+    assert list(run.read("metrics")) == [{"step": 2}]
 
 
 def test_an_experiment_stands_for_its_runs(tmp_path: Path) -> None:
@@ -235,11 +246,11 @@ def test_a_stage_of_an_experiment_may_be_moved_and_no_other_run(tmp_path: Path) 
         return start(home / "measure" / "FT", adapter=str(adapter), nested={"path": str(adapter)})
 
     first = stage(home, home / "train" / "FT" / "adapter")
-    first.append("generations", [{"id": 1}])
+    first.append("generations", [ANSWER])
     assert str(tmp_path) not in (first.path / "run.json").read_text()
     moved = home.rename(tmp_path / "elsewhere")
     again = stage(moved, moved / "train" / "FT" / "adapter")
-    assert list(again.read("generations")) == [{"id": 1}]
+    assert list(again.read("generations")) == [ANSWER]
     # Another adapter of the moved experiment, and the old place, which is another folder now, are other settings.
     for other in (moved / "train" / "RL" / "adapter", home / "train" / "FT" / "adapter"):
         with pytest.raises(RunError, match="adapter was 'train/FT/adapter'"):
@@ -252,7 +263,7 @@ def test_a_stage_that_recorded_whole_paths_goes_on(tmp_path: Path) -> None:
     Run.start(tmp_path, kind="experiment", label="E", settings={})
     run = start(tmp_path / "measure" / "FT", adapter="x")
     run.update(settings={**run.meta["settings"], "adapter": str(tmp_path / "train" / "FT")}, note=1)
-    run.append("generations", [{"id": 1}])
+    run.append("generations", [ANSWER])
     assert start(tmp_path / "measure" / "FT", adapter=str(tmp_path / "train" / "FT")).meta["note"] == 1
 
 
@@ -282,7 +293,17 @@ def test_the_environment_tells_nothing_of_its_user() -> None:
         ("prompts", {"turns": "hello"}, "turns is 'hello'"),
         ("prompts", {"toxicity": [1]}, r"toxicity is \[1\]"),
         ("scores", {"value": "0.5"}, "value is '0.5'"),
-        ("scores", {"generation_id": ...}, "generation_id is 'nothing'"),
+        ("prompts", {"turns": [{"role": "user"}]}, "turns is .*not a list of role and text"),
+        ("prompts", {"turns": [{"role": "user", "text": 3}]}, "turns is .*not a list of role and text"),
+        ("prompts", {"turns": ["hello"]}, "turns is .*not a list of role and text"),
+        ("prompts", {"colour": "red"}, "it has the field 'colour', which no record has"),
+        ("scores", {"generation_id": ...}, "generation_id is nothing"),
+        ("scores", {"value": True}, "value is True"),
+        ("scores", {"value": float("nan")}, "value is nan"),
+        ("scores", {"value": 10**400}, "value is a huge number"),
+        ("generations", {"seed": False}, "seed is False"),
+        ("metrics", {"step": ...}, "step is nothing"),
+        ("metrics", {"step": "1"}, "step is '1'"),
         ("scores", None, "a list, not an object"),
     ],
 )
@@ -293,12 +314,30 @@ def test_a_record_that_was_changed_by_hand_is_named(
     run.append("prompts", [Prompt("p1", (Message("user", "a"),), "s", 0.25)])
     run.append("generations", [Generation("p1#0", "p1", "PT", 0, "text", 3, "stop", 1)])
     run.append("scores", [Score("p1#0", "x", "y", None, "why")])
+    run.append("metrics", [{"step": 1, "loss": 0.5}])
     (record,) = run.read(name)
     changed = [] if change is None else {k: v for k, v in {**record, **change}.items() if v is not ...}
     with open(run.path / f"{name}.jsonl", "a") as file:
         file.write(json.dumps(changed) + "\n")
     with pytest.raises(RunError, match=rf"{name}\.jsonl, line 2: {said}"):
-        list(run.read_checked(name))
+        list(run.read(name))
+
+
+@pytest.mark.parametrize("line", ['{"step": ' + "9" * 5000 + "}", "[" * 20_000, '{"a": "\xff"}', "{"])
+def test_a_line_that_is_no_json_is_named(tmp_path: Path, line: str) -> None:
+    run = start(tmp_path / "run")
+    with open(run.path / "metrics.jsonl", "a", encoding="latin-1") as file:
+        file.write(line + "\n")
+    with pytest.raises(RunError, match=r"metrics\.jsonl, line 1: not JSON"):
+        list(run.read("metrics"))
+
+
+@pytest.mark.parametrize("text", ["9" * 5000, "[" * 20_000, "{", "\xff"])
+def test_a_damaged_run_json_is_told(tmp_path: Path, text: str) -> None:
+    run = start(tmp_path / "run")
+    (run.path / "run.json").write_text(text, encoding="latin-1")
+    with pytest.raises(RunError, match=r"run\.json is damaged"):
+        Run.open(run.path)
 
 
 def test_a_place_where_nothing_was_begun_is_left_as_it_was(tmp_path: Path) -> None:

@@ -80,6 +80,7 @@ TRAININGS = ("finetune", "rlaf", "prefer")
 _SHOWN = 5
 _MISSING = object()
 _NUMBER = (int, float)
+_LARGEST = 2.0**63
 # The fields that every record of a measurement must have, with their types. Fields that were added after the first runs
 # are left out.
 _FIELDS: dict[str, tuple[tuple[str, type | tuple[type, ...]], ...]] = {
@@ -105,7 +106,13 @@ _FIELDS: dict[str, tuple[tuple[str, type | tuple[type, ...]], ...]] = {
     "classes": (("label", str), ("hash", str), ("classes", list), ("groups", list)),
     "items": (("id", str), ("run", int), ("answer", int), ("shared", bool), ("prompt", str), ("text", str)),
     "labels": (("item", str), ("labeller", str), ("label", (*_NUMBER, type(None))), ("at", str)),
+    "metrics": (("step", int),),
 }  # fmt: skip
+# Of what the whole record is made: it has no other field.
+_MADE_OF: dict[str, frozenset[str]] = {
+    name: frozenset(field.name for field in dataclasses.fields(kind))
+    for name, kind in (("prompts", Prompt), ("generations", Generation), ("scores", Score))
+}
 
 
 class ScorerEntry(TypedDict, total=False):
@@ -344,7 +351,7 @@ class Run:
             meta = json.loads((path / "run.json").read_text(encoding="utf-8"))
         except (FileNotFoundError, NotADirectoryError):
             raise RunError(f"{path} is not a run: it has no run.json") from None
-        except (json.JSONDecodeError, UnicodeDecodeError) as error:
+        except (ValueError, RecursionError) as error:
             raise RunError(f"{path / 'run.json'} is damaged ({error}): expected one JSON object") from None
         if (
             not isinstance(meta, dict)
@@ -429,12 +436,14 @@ class Run:
             raise RunError(
                 f"{self.path} has no {name}.json: it isn't finished; run the command that began it again"
             ) from None
-        except (json.JSONDecodeError, UnicodeDecodeError):
+        except (ValueError, RecursionError):
             raise RunError(f"{self.path / name}.json is damaged: remove the directory and make it again") from None
         return result
 
     def read(self, name: str) -> Iterator[dict[str, Any]]:
-        """Records of ``name``.jsonl in order; none if the file isn't there. An unfinished last line is left out."""
+        """Records of ``name``.jsonl in order; none if the file isn't there. An unfinished last line is left out. Raises
+        RunError for a record that isn't as it was written: the file was changed by hand.
+        """
         path = self.path / f"{name}.jsonl"
         if not path.exists():
             return
@@ -443,21 +452,12 @@ class Run:
                 if not line.endswith(b"\n"):
                     return
                 try:
-                    yield json.loads(line)
-                except (json.JSONDecodeError, UnicodeDecodeError, RecursionError):
+                    record = json.loads(line)
+                except (ValueError, RecursionError):  # also for a number of thousands of digits
                     raise RunError(f"{path}, line {number}: not JSON; the file was changed by hand") from None
-
-    def read_checked(self, name: str) -> Iterator[dict[str, Any]]:
-        """As ``read``, for the records of a measurement. Raises RunError for a record that lacks a field, or has one of
-        the wrong type.
-        """
-        for number, record in enumerate(self.read(name), 1):
-            if type(record) is not dict:
-                raise self._changed(name, number, f"a {type(record).__name__}, not an object")
-            for field, types in _FIELDS[name]:
-                if not isinstance(record.get(field, _MISSING), types):
-                    raise self._changed(name, number, f"{field} is {record.get(field, 'nothing')!r:.40}")
-            yield record
+                if (wrong := _wrong(name, record)) is not None:
+                    raise self._changed(name, number, wrong)
+                yield record
 
     def _changed(self, name: str, number: int, what: str) -> RunError:
         return RunError(
@@ -472,7 +472,7 @@ class Run:
         """As ``prompts``, one at a time: there may be many."""
         return (
             Prompt(**{**record, "turns": tuple(Message(**turn) for turn in record["turns"])})
-            for record in self.read_checked("prompts")
+            for record in self.read("prompts")
         )
 
     def generations(self) -> list[Generation]:
@@ -482,7 +482,7 @@ class Run:
         """As ``generations``, one at a time: there may be millions."""
         return (
             Generation(**{**record, "tokens": tuple(tokens) if (tokens := record.get("tokens")) is not None else None})
-            for record in self.read_checked("generations")
+            for record in self.read("generations")
         )
 
     def scores(self) -> list[Score]:
@@ -528,6 +528,29 @@ class Run:
         head = f"{self.meta['kind']} “{self.label}”, {state}: {self.path}"
         table: str = shown.to_html(float_format="{:.3f}".format, na_rep="")
         return f"<p>{escape(head)}</p>{table}"
+
+
+def _wrong(name: str, record: Any) -> str | None:
+    """What isn't as it should be in a record of ``name``.jsonl; None if nothing is."""
+    if type(record) is not dict:
+        return f"a {type(record).__name__}, not an object"
+    for field, types in _FIELDS.get(name, ()):
+        value = record.get(field, _MISSING)
+        # To Python, true is an integer.
+        if not isinstance(value, types) or (type(value) is bool and types is not bool):
+            return f"{field} is {'nothing' if value is _MISSING else f'{value!r:.40}'}"
+        if isinstance(value, _NUMBER) and not abs(value) < _LARGEST:
+            return f"{field} is {value if isinstance(value, float) else 'a huge number'}"
+    if strange := record.keys() - _MADE_OF.get(name, record.keys()):
+        return f"it has the field {min(strange)!r:.40}, which no record has"
+    if name == "prompts" and not all(
+        isinstance(turn, dict)
+        and turn.keys() == {"role", "text"}
+        and all(isinstance(one, str) for one in turn.values())
+        for turn in record["turns"]
+    ):
+        return f"turns is {record['turns']!r:.40}, not a list of role and text"
+    return None
 
 
 def _as_table(

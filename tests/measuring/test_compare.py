@@ -574,11 +574,19 @@ class TestRefused:
         with pytest.raises(RunError, match="kind 'rlaf'"):
             compared([base, tmp_path / "train"])
 
-    @pytest.mark.parametrize("value", ["1.5", "-1", "NaN"])
-    def test_a_score_outside_of_its_range(self, base: Path, value: str) -> None:
+    @pytest.mark.parametrize(
+        ("value", "said"),
+        [
+            ("1.5", r"'p0-0'.*expected P"),
+            ("-1", r"'p0-0'.*expected P"),
+            ("NaN", "value is nan"),
+            ("true", "value is True"),
+        ],
+    )
+    def test_a_score_outside_of_its_range(self, base: Path, value: str, said: str) -> None:
         file = base / "scores.jsonl"
         file.write_text(file.read_text().replace('"value": 0.1', f'"value": {value}'))
-        with pytest.raises(RunError, match=r"'p0-0'.*expected P"):
+        with pytest.raises(RunError, match=said):
             load_measured(base)
 
     @pytest.mark.parametrize(

@@ -21,10 +21,10 @@ def measured(path: Path, n: int = 60) -> Run:
             run.append(
                 "scores",
                 [
-                    {"generation_id": name, "scorer": "a", "label": "toxicity", "value": value},
-                    {"generation_id": name, "scorer": "a", "label": "insult", "value": 0.99},
-                    {"generation_id": name, "scorer": "a", "label": DISAGREEMENT, "value": 0.5},
-                    {"generation_id": name, "scorer": "b", "label": "hate", "value": draw.random()},
+                    {"generation_id": name, "scorer": "a", "label": "toxicity", "value": value, "reason": None},
+                    {"generation_id": name, "scorer": "a", "label": "insult", "value": 0.99, "reason": None},
+                    {"generation_id": name, "scorer": "a", "label": DISAGREEMENT, "value": 0.5, "reason": None},
+                    {"generation_id": name, "scorer": "b", "label": "hate", "value": draw.random(), "reason": None},
                 ],
             )
     return run

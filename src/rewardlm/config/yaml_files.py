@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +15,7 @@ Places = dict[str, str]
 
 # More than any configuration needs. Aliases count as often as they appear: nine lines can stand for 10^9 values.
 _MOST_BYTES, _MOST_VALUES, _DEEPEST, _MOST_DIGITS = 10_000_000, 100_000, 100, 100
+_MOST_BRACKETS = 1_000
 _KINDS = {"int": "integer", "float": "number", "timestamp": "date", "bool": "yes or no", "binary": "base64"}
 
 
@@ -71,6 +73,8 @@ def parse(text: str) -> tuple[yaml.Node | None, Any]:
     """What a YAML text holds, as its node and as Python's values. Raises yaml.YAMLError, also for more than a
     configuration can need, and for numbers and dates that are none.
     """
+    if _open_brackets(text) > _MOST_BRACKETS:
+        raise yaml.MarkedYAMLError(problem=f"nested more than {_DEEPEST} levels deep")
     try:
         loader = yaml.SafeLoader(text)
         try:
@@ -83,6 +87,17 @@ def parse(text: str) -> tuple[yaml.Node | None, Any]:
             loader.dispose()  # type: ignore[no-untyped-call]
     except RecursionError:
         raise yaml.MarkedYAMLError(problem=f"nested more than {_DEEPEST} levels deep") from None
+
+
+def _open_brackets(text: str) -> int:
+    """How many brackets are open at once, at most. Those in texts count, too, so it is no depth yet; but PyYAML needs
+    minutes for 20,000.
+    """
+    depth = most = 0
+    for bracket in re.finditer(r"[\[{\]}]", text):
+        depth += 1 if bracket[0] in "[{" else -1
+        most = max(most, depth)
+    return most
 
 
 def _check(top: yaml.Node, loader: yaml.SafeLoader) -> None:

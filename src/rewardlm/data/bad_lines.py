@@ -50,7 +50,7 @@ def _no_objects(path: Path) -> Iterator[int]:
             try:
                 if text.strip() and not isinstance(json.loads(text), dict):
                     yield number
-            except ValueError:
+            except (ValueError, RecursionError):
                 yield number
 
 

@@ -383,12 +383,12 @@ def listed(row: Row, key: str) -> Any:
         return value
     try:
         return json.loads(value)
-    except json.JSONDecodeError as error:
+    except (ValueError, RecursionError) as error:
         if key not in TURNS:
             return value
+        what = f"{error.msg} at column {error.colno}" if isinstance(error, json.JSONDecodeError) else "too long or deep"
         raise DataError(
-            f"{row.where}: {key!r} is not JSON ({error.msg} at column {error.colno}); expected a list of "
-            f'{{"role": …, "content": …}}'
+            f'{row.where}: {key!r} is not JSON ({what}); expected a list of {{"role": …, "content": …}}'
         ) from None
 
 

@@ -194,7 +194,7 @@ def _mmlu(row: Row) -> Item:
     choices = row.values.get("choices")
     if isinstance(choices, str):
         # In a csv, a list is a text.
-        with contextlib.suppress(json.JSONDecodeError):
+        with contextlib.suppress(ValueError, RecursionError):
             choices = json.loads(choices)
     if choices is None and all(letter in row.values for letter in _LETTERS):
         choices = [row.text(letter) for letter in _LETTERS]

@@ -399,7 +399,7 @@ def _names(row: Row, column: str) -> list[str]:
     """A column of SBIC that holds a JSON list of strings."""
     try:
         found = json.loads(str(row.values[column]) or "[]")
-    except ValueError:
+    except (ValueError, RecursionError):
         found = None
     if not isinstance(found, list):
         raise DataError(f"{row.where}: {column} is {shown(row.values[column])}; expected a JSON list")

@@ -103,9 +103,9 @@ class LabelFolder:
         run = Run.open(path, kind=KIND)
         runs = [
             LabelledRun(one["label"], one["hash"], _ints(one["classes"]), _ints(one["groups"]))
-            for one in run.read_checked("classes")
+            for one in run.read("classes")
         ]
-        items = [LabelItem(**_known(LabelItem, one)) for one in run.read_checked("items")]
+        items = [LabelItem(**_known(LabelItem, one)) for one in run.read("items")]
         if not items:
             raise RunError(f"{path} asks about no answers: begin it again with rewardlm label open RUN… --out {path}")
         if any(not 0 <= one.run < len(runs) or not 0 <= one.answer < len(runs[one.run].classes) for one in items):
@@ -136,7 +136,7 @@ class LabelFolder:
     def lines(self) -> list[Said]:
         """All that was said, in order."""
         if self._lines is None:
-            found = [Said(**_known(Said, one)) for one in self.run.read_checked("labels")]
+            found = [Said(**_known(Said, one)) for one in self.run.read("labels")]
             if strangers := sorted({one.item for one in found} - self.by_id.keys()):
                 raise RunError(f"{self.run.path}/labels.jsonl is about unknown items: {', '.join(strangers[:3])}")
             self._lines = found

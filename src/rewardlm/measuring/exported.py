@@ -125,7 +125,7 @@ def _score_columns(run: Run) -> dict[tuple[str, str], str]:
     """(scorer, label) → column, a judge's main label first."""
     labels: dict[str, dict[str, None]] = {}
     mains = MainLabels()
-    for record in run.read_checked("scores"):
+    for record in run.read("scores"):
         mains.add(record)
         labels.setdefault(record["scorer"], {})[record["label"]] = None
     columns = {}
@@ -137,7 +137,7 @@ def _score_columns(run: Run) -> dict[tuple[str, str], str]:
 
 
 def _class_columns(run: Run) -> Iterator[str]:
-    for record in run.read_checked("quality"):
+    for record in run.read("quality"):
         if record.get("classes"):
             yield from (f"quality.classes.{name}" for name in record["classes"])
             return
@@ -159,7 +159,7 @@ class _Rows:
         )
         try:
             self._store.executemany(
-                "INSERT INTO prompts VALUES (?, ?)", ((r["id"], json.dumps(r)) for r in run.read_checked("prompts"))
+                "INSERT INTO prompts VALUES (?, ?)", ((r["id"], json.dumps(r)) for r in run.read("prompts"))
             )
         except sqlite3.IntegrityError:
             raise RunError(f"{run.path}: the same prompt id comes twice: each must be unique") from None
@@ -168,16 +168,16 @@ class _Rows:
             "INSERT OR REPLACE INTO scores VALUES (?, ?, ?, ?)",
             (
                 (r["generation_id"], score_columns[r["scorer"], r["label"]], r["value"], r["reason"])
-                for r in run.read_checked("scores")
+                for r in run.read("scores")
             ),
         )
         self._store.executemany(
             "INSERT OR REPLACE INTO quality VALUES (?, ?)",
-            ((str(r.get("generation_id")), json.dumps(r)) for r in run.read_checked("quality")),
+            ((str(r.get("generation_id")), json.dumps(r)) for r in run.read("quality")),
         )
 
     def __iter__(self) -> Iterator[Record]:
-        for batch in _batches(self._run.read_checked("generations"), _BATCH):
+        for batch in _batches(self._run.read("generations"), _BATCH):
             ids = [generation["id"] for generation in batch]
             try:
                 self._store.executemany("INSERT INTO answers VALUES (?, ?)", ((g["id"], g["prompt_id"]) for g in batch))

@@ -285,7 +285,7 @@ def _exported_prompt(where: str, row: Mapping[str, Any], source: str) -> Prompt:
         if any(turn["role"] not in get_args(Role) for turn in before):
             raise KeyError
         turns = tuple(Message(cast(Role, turn["role"]), as_text(where, "antecedents", turn["text"])) for turn in before)
-    except (json.JSONDecodeError, KeyError, TypeError):
+    except (ValueError, RecursionError, KeyError, TypeError):
         raise DataError(
             f"{where}: antecedents must be JSON, a list of role (system, user, assistant) and text"
         ) from None

@@ -297,7 +297,7 @@ def score_answers(
 def _settled(run: Run) -> dict[str, set[str]]:
     """By judge, the answers that it has judged, or declined for good."""
     found: dict[str, set[str]] = {}
-    for record in run.read_checked(SCORES):
+    for record in run.read(SCORES):
         if is_settled(record):
             found.setdefault(record["scorer"], set()).add(record["generation_id"])
     return found

@@ -193,7 +193,7 @@ def _sent(where: str, row: Mapping[str, Any]) -> tuple[Message, ...]:
     if text.startswith('[{"role"'):
         try:
             return turns_of(where, json.loads(text))
-        except json.JSONDecodeError:
+        except (ValueError, RecursionError):
             pass  # a text that only looks like JSON
     return (Message("user", text),)
 

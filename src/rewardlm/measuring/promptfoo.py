@@ -14,6 +14,7 @@ from typing import Any
 
 import yaml
 
+from rewardlm.config.yaml_files import parse
 from rewardlm.errors import DataError
 from rewardlm.measuring.harness import ForeignAnswer, chat_turns, contents_of, finish_of
 from rewardlm.measuring.table_files import Contents, Row, as_text
@@ -132,7 +133,7 @@ def _turns(where: str, raw: str) -> tuple[Message, ...]:
     messages: object = None
     if raw.lstrip().startswith(("[", "- ")):
         try:
-            messages = json.loads(raw) if raw.lstrip().startswith("[") else yaml.safe_load(raw)
+            messages = json.loads(raw) if raw.lstrip().startswith("[") else parse(raw)[1]
         except (ValueError, RecursionError, yaml.YAMLError):
             messages = None  # a text that only looks like messages
     if isinstance(messages, list) and messages and all(isinstance(one, dict) and "role" in one for one in messages):

@@ -110,7 +110,7 @@ def read_answers(run: Run, prompts: Sequence[Prompt]) -> Answers:
     truncated = array("d")
     ends: dict[str | None, float] = {"length": 1.0, "stop": 0.0}
     distinct = _Distinct(samples_wanted(run) or 1)
-    for record in run.read_checked("generations"):
+    for record in run.read("generations"):
         row, text = rows.get(record["prompt_id"]), record["text"]
         if row is None:
             raise RunError(
@@ -134,13 +134,13 @@ def read_answers(run: Run, prompts: Sequence[Prompt]) -> Answers:
     positions = Positions(hashes)
     at, number = _ints(prompt_rows), _ints(samples)
     if positions.repeated:
-        refuse_twice(run.path, "generation id", (record["id"] for record in run.read_checked("generations")))
+        refuse_twice(run.path, "generation id", (record["id"] for record in run.read("generations")))
     order = np.lexsort((number, at))
     if ((np.diff(at[order]) == 0) & (np.diff(number[order]) == 0)).any():
         refuse_twice(
             run.path,
             "sample of one prompt",
-            (f"{record['prompt_id']}, sample {record['sample']}" for record in run.read_checked("generations")),
+            (f"{record['prompt_id']}, sample {record['sample']}" for record in run.read("generations")),
         )
     return Answers(
         positions=positions,
@@ -195,7 +195,7 @@ def read_scores(
     """
     columns: dict[str, dict[str, _Column]] = {}
     mains = MainLabels()
-    for record in run.read_checked("scores"):
+    for record in run.read("scores"):
         scorer, label, value = record["scorer"], record["label"] or "", record["value"]
         if value is not None and not 0 <= value <= 1:
             raise RunError(
@@ -273,7 +273,7 @@ def read_quality(run: Run, answers: Answers) -> Quality:
     names = ("prompt_similarity", "prompt_similarity_null", "perplexity")
     numbers = {name: np.full(len(answers.positions), np.nan) for name in names}
     pairs = {name: np.full(len(answers.positions), np.nan) for name in ("classes", "classes_null")}
-    records: list[dict[str, Any]] = list(run.read_checked("quality"))
+    records: list[dict[str, Any]] = list(run.read("quality"))
     places = answers.positions.of([str(record.get("generation_id")) for record in records])
     for record, place in zip(records, places.tolist(), strict=True):
         if place < 0:

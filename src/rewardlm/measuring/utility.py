@@ -80,7 +80,7 @@ def pending(run: Run, settings: MeasureSettings) -> Pending:
                 "same data, or choose another --out"
             )
     has: dict[str, set[str]] = {task.task: set() for task in tasks}
-    for record in run.read_checked("utility"):
+    for record in run.read("utility"):
         has.setdefault(record["task"], set()).add(record["id"])
     here = [task.task for task in tasks]
     gone = [name for name in settings.utility.read_tasks if name not in here]

@@ -100,7 +100,7 @@ def read_groups(run: Run) -> AnswersAboutGroups | None:
     for row, column, _ in cells.values():
         count[row, column] += 1
     scores: dict[str, FloatArray] = {}
-    for record in run.read_checked(SCORES):
+    for record in run.read(SCORES):
         scorer, identity, value = record["scorer"], record["generation_id"], record["value"]
         if value is not None and not 0 <= value <= 1:
             raise RunError(f"{run.path}: {scorer!r} gave {identity!r} the score {value}: expected P(toxic) in [0, 1]")
@@ -112,4 +112,4 @@ def read_groups(run: Run) -> AnswersAboutGroups | None:
 
 def stored_answers(run: Run) -> Iterator[dict[str, Any]]:
     """The records of all sets."""
-    return run.read_checked(ANSWERS)
+    return run.read(ANSWERS)

@@ -51,7 +51,7 @@ class TaskScores:
 def read_utility(run: Run) -> dict[str, TaskScores]:
     """The tasks of a run. Raises RunError for a record that was changed by hand."""
     found: dict[str, dict[str, tuple[FloatArray, FloatArray, int | None]]] = {}
-    for record in run.read_checked("utility"):
+    for record in run.read("utility"):
         logprobs, sizes = (np.array(record[name], dtype=np.float64) for name in ("logprobs", "sizes"))
         if logprobs.ndim != 1 or logprobs.shape != sizes.shape or not logprobs.size:
             raise RunError(f"{run.path}: utility.jsonl's {record['id']!r} was changed by hand: measure again")
