@@ -22,7 +22,7 @@ from rewardlm.types import Generation, Message, Prompt, Score
 ANSWER = {
     "id": "1",
     "prompt_id": "p",
-    "label": "PT",
+    "model": "PT",
     "sample": 0,
     "text": "t",
     "n_tokens": 1,
