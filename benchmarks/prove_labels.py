@@ -5,7 +5,7 @@
 Populations are drawn: prompts whose answers resemble each other, answers that people would call toxic or not, and the
 scores of a judge with a given AUC, which is badly calibrated. Labels are drawn from them as ``rewardlm label`` draws
 them, and the shares of ``compare --labels`` come from the same functions. ``--write`` puts the tables into
-docs/labelling.md. ``make prove-labels`` runs it: half an hour on one core.
+docs/labelling.md. ``make prove-labels`` runs it: three quarters of an hour on one core.
 """
 
 from __future__ import annotations
