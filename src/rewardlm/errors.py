@@ -54,6 +54,10 @@ class ConfigError(RewardLMError):
     exit_code = 2
 
 
+class DiskFullError(RewardLMError):
+    """Something can't be written, because there is no space left."""
+
+
 class DataError(RewardLMError):
     """A file, row or data set is not what was expected."""
 

@@ -53,6 +53,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, Required, TypedDict, cast
 
 from rewardlm.config import flatten
+from rewardlm.disk import writing
 from rewardlm.errors import RunError
 from rewardlm.types import DISAGREEMENT, Generation, Message, Prompt, Score
 
@@ -239,11 +240,17 @@ def write_atomically(path: Path, data: bytes | Iterable[bytes]) -> None:
             file.writelines(pieces)
         return
     temporary = path.with_name(path.name + ".tmp")
-    with open(temporary, "wb") as file:
-        file.writelines(pieces)
-        file.flush()
-        os.fsync(file.fileno())
-    os.replace(temporary, path)
+    with writing(path, safe="it is as it was" if path.exists() else "what was written before is safe"):
+        try:
+            with open(temporary, "wb") as file:
+                file.writelines(pieces)
+                file.flush()
+                os.fsync(file.fileno())
+        except OSError:
+            # Half of it would take room that is needed.
+            temporary.unlink(missing_ok=True)
+            raise
+        os.replace(temporary, path)
 
 
 def environment() -> dict[str, Any]:
@@ -402,14 +409,15 @@ class Run:
             return
         with open(self.path / f"{name}.jsonl", "ab", buffering=0) as file:
             size, data = file.seek(0, os.SEEK_END), memoryview("".join(lines).encode())
-            try:
-                while data:
-                    data = data[file.write(data) :]
-                os.fsync(file.fileno())
-            except OSError:
-                # Half a line would take the next one with it.
-                file.truncate(size)
-                raise
+            with writing(self.path / f"{name}.jsonl", safe="all of its earlier lines are safe"):
+                try:
+                    while data:
+                        data = data[file.write(data) :]
+                    os.fsync(file.fileno())
+                except OSError:
+                    # Half a line would take the next one with it.
+                    file.truncate(size)
+                    raise
 
     def replace(self, name: str, records: Iterable[Mapping[str, Any]]) -> None:
         """Rewrite ``name``.jsonl as these records, atomically."""

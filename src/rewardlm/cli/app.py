@@ -13,6 +13,8 @@ import typer
 from rewardlm.cli.commands import RESUMED, Commands, JudgeCommands, LabelCommands, SteerCommands
 from rewardlm.cli.interrupts import second_one_ends
 from rewardlm.cli.quiet import quieten
+from rewardlm.disk import is_full
+from rewardlm.disk import said as full_disk
 from rewardlm.errors import ConfigError, RewardLMError, did_you_mean
 
 _PLAIN: dict[str, Any] = {"no_args_is_help": True, "rich_markup_mode": None}
@@ -104,10 +106,13 @@ def _run() -> int:
         return _fail(_interrupted(), 130)
     except BrokenPipeError:
         return _nobody_reads()
-    except OSError as error:
-        if error.errno is None:
+    except Exception as error:
+        if is_full(error):
+            name = getattr(error, "filename", None) or "a file"
+            return _fail(full_disk(str(name), "what was written before is safe"), 1)
+        if not isinstance(error, OSError) or error.errno is None:
             raise
-        # A full disk, a folder that may not be written: the machine's state, not a bug of ours.
+        # A folder that may not be written: the machine's state, not a bug of ours.
         return _fail(f"{error.filename or 'input or output failed'}: {error.strerror}", 1)
     return code if isinstance(code, int) else 0
 

@@ -18,6 +18,7 @@ from itertools import islice
 from pathlib import Path
 from typing import IO, Any
 
+from rewardlm.disk import writing
 from rewardlm.errors import ConfigError, DataError, RunError
 from rewardlm.measuring import quality
 from rewardlm.runs import MainLabels, Run, unique_labels
@@ -104,7 +105,8 @@ def open_measured(path: Path) -> Run:
 def replacing(out: Path) -> Iterator[Path]:
     """A temporary path beside ``out`` that takes its place when the block ends, and is removed if the block fails.
 
-    Raises ConfigError if ``out`` is a folder, or lies in a run's folder, where it could overwrite records.
+    Raises ConfigError if ``out`` is a folder, or lies in a run's folder, where it could overwrite records,
+    and DiskFullError.
     """
     if out.is_dir():
         raise ConfigError(f"{out} is a folder: --out needs the name of a file")
@@ -112,13 +114,14 @@ def replacing(out: Path) -> Iterator[Path]:
         raise ConfigError(f"{out} would lie among the records of the run {out.parent}: choose another --out")
     out.parent.mkdir(parents=True, exist_ok=True)
     temporary = out.with_name(out.name + ".tmp")
-    try:
-        yield temporary
-        with open(temporary, "rb") as file:
-            os.fsync(file.fileno())
-        os.replace(temporary, out)
-    finally:
-        temporary.unlink(missing_ok=True)
+    with writing(out, safe="it is as it was" if out.exists() else "the runs are as they were"):
+        try:
+            yield temporary
+            with open(temporary, "rb") as file:
+                os.fsync(file.fileno())
+            os.replace(temporary, out)
+        finally:
+            temporary.unlink(missing_ok=True)
 
 
 def _score_columns(run: Run) -> dict[tuple[str, str], str]:

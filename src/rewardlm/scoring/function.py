@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import importlib
 import os
 import sys
@@ -47,7 +48,7 @@ def load_function(spec: str) -> Callable[..., Any]:
     with _current_directory_importable():
         try:
             found: Any = importlib.import_module(module_name)
-        except Exception as error:
+        except (Exception, SystemExit) as error:
             raise ValueError(f"can't import {module_name} ({in_one_line(error)})") from error
     for part in attribute.split("."):
         if not hasattr(found, part):
@@ -55,8 +56,20 @@ def load_function(spec: str) -> Callable[..., Any]:
         found = getattr(found, part)
     if not callable(found):
         raise ValueError(f"it is a {type(found).__name__}: expected a function")
-    function: Callable[..., Any] = found
-    return function
+    return _without_exit(found, attribute)
+
+
+def _without_exit(function: Callable[..., Any], name: str) -> Callable[..., Any]:
+    """``function``, whose call of exit() is an error like any other: it must not end the command as if all were done."""
+
+    @functools.wraps(function)
+    def called(*given: Any, **named: Any) -> Any:
+        try:
+            return function(*given, **named)
+        except SystemExit as error:
+            raise RuntimeError(f"{name} called exit({error.code!r})") from error
+
+    return called
 
 
 @contextmanager

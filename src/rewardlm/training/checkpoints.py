@@ -9,8 +9,10 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import shutil
 import warnings
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -36,6 +38,22 @@ class Checkpoint:
     def lacks(self, name: str) -> bool:
         """Whether the file ``name``, or a file in the folder ``name``/, is damaged."""
         return any(file == name or file.startswith(f"{name}/") for file in self.damaged)
+
+
+@contextmanager
+def nothing_left(folder: Path) -> Iterator[None]:
+    """Inside, a checkpoint is written into ``folder``. If that fails, what is there goes: it only takes room."""
+    try:
+        yield
+    except Exception:
+        shutil.rmtree(folder, ignore_errors=True)
+        raise
+
+
+def what_is_safe(folder: Path) -> str:
+    """Which checkpoint in ``folder`` a run can go on from, in words for the user."""
+    steps = [step_of(manifest.parent) for manifest in folder.glob(f"*/{MANIFEST}") if manifest.parent.suffix != ".tmp"]
+    return f"the checkpoint of step {max(steps)} is safe" if steps else "there is no earlier checkpoint yet"
 
 
 def step_of(folder: Path) -> int:

@@ -5,13 +5,13 @@ on with when it is resumed, and what stops it.
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass
 from typing import Any
 
 from rewardlm.config import RewardedSettings
 from rewardlm.data.prompts import prompts_of
-from rewardlm.errors import ConfigError, DataError, RewardLMError, RunError
+from rewardlm.errors import ConfigError, DataError, DiskFullError, RewardLMError, RunError
 from rewardlm.measuring.independence import AUDITED_TERMS, same_judge
 from rewardlm.models.load import Policy
 from rewardlm.models.lora import adapter_hash
@@ -171,5 +171,7 @@ def stop_noted(run: Run, processes: Processes) -> Iterator[None]:
     except (RewardLMError, KeyboardInterrupt) as error:
         if processes.is_main:
             reason = "interrupted" if isinstance(error, KeyboardInterrupt) else str(error)
-            run.update(status="stopped", stopped=reason)
+            # On a disk that is full this can't be written either; what is raised says more.
+            with suppress(DiskFullError):
+                run.update(status="stopped", stopped=reason)
         raise

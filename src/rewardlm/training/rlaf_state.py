@@ -12,15 +12,23 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 
 from rewardlm.config import Resume
+from rewardlm.disk import writing
 from rewardlm.errors import TrainingError
 from rewardlm.models.lora import CRITIC, REFERENCE, restore_adapter, save_adapter
 from rewardlm.models.processes import Processes
 from rewardlm.runs import Run
-from rewardlm.training.checkpoints import Checkpoint, is_whole, newest_usable, step_of, write_manifest
+from rewardlm.training.checkpoints import (
+    Checkpoint,
+    is_whole,
+    newest_usable,
+    nothing_left,
+    step_of,
+    what_is_safe,
+    write_manifest,
+)
 from rewardlm.training.guards import LastGood
 from rewardlm.training.learner import Learner
 from rewardlm.training.prompt_order import PromptOrder
@@ -34,12 +42,12 @@ _STATE = "state.json"
 
 
 def save_checkpoint(run: Path, step: int, learner: Learner, rewards: RewardModel, order: PromptOrder) -> None:
-    """Write ``run/checkpoints/step-N`` and drop all but the newest two. Raises TrainingError if the disk is full."""
+    """Write ``run/checkpoints/step-N`` and drop all but the newest two. Raises DiskFullError."""
     folder = run / "checkpoints"
     final = folder / f"step-{step:06d}"
     temporary = folder / f"{final.name}.tmp"
     model = learner.policy.model
-    try:
+    with writing(final, safe=what_is_safe(folder)), nothing_left(temporary):
         shutil.rmtree(temporary, ignore_errors=True)
         temporary.mkdir(parents=True)
         save_adapter(model, temporary / "adapter")
@@ -62,11 +70,6 @@ def save_checkpoint(run: Path, step: int, learner: Learner, rewards: RewardModel
         write_manifest(temporary)
         shutil.rmtree(final, ignore_errors=True)
         os.replace(temporary, final)
-    except (OSError, SafetensorError) as error:  # safetensors wraps a full disk in an error of its own
-        raise TrainingError(
-            f"can't write the checkpoint of step {step} ({getattr(error, 'strerror', None) or error}): the one before "
-            "it is intact; make room and run the same command again"
-        ) from error
     for old in [*sorted(folder.glob("step-*[0-9]"))[:-KEEP], *folder.glob("step-*.tmp")]:
         shutil.rmtree(old)
 

@@ -17,6 +17,7 @@ from transformers import TrainerCallback
 from transformers.trainer_pt_utils import get_length_grouped_indices
 
 from rewardlm.config import FinetuneSettings, PreferSettings
+from rewardlm.disk import writing
 from rewardlm.errors import TrainingError
 from rewardlm.models.budget import Budget
 from rewardlm.models.generate import stream_seed
@@ -25,7 +26,7 @@ from rewardlm.models.quantised import check_gradients
 from rewardlm.models.sharding import divided_names
 from rewardlm.progress import ProgressCallback
 from rewardlm.runs import Run, peak_rss_mb
-from rewardlm.training.checkpoints import write_manifest
+from rewardlm.training.checkpoints import nothing_left, what_is_safe, write_manifest
 
 
 class Order(Sampler[int]):
@@ -159,6 +160,12 @@ class OurOrder(HFTrainer):  # type: ignore[misc]
     def _load_rng_state(self, checkpoint: str | None) -> None:
         if not self.afresh:
             super()._load_rng_state(checkpoint)
+
+    def _save_checkpoint(self, *given: Any, **more: Any) -> None:
+        home = Path(self.args.output_dir)
+        folder = home / f"checkpoint-{self.state.global_step}"
+        with writing(folder, safe=what_is_safe(home)), nothing_left(folder):
+            super()._save_checkpoint(*given, **more)
 
     def _run_epoch(self, *, epoch: int, **more: Any) -> None:
         # In a resumed epoch of several processes, accelerate does not look as deep as our sampler lies.

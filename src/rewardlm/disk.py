@@ -1,0 +1,46 @@
+"""A full disk: which file couldn't be written, what is safe, and what to do."""
+
+from __future__ import annotations
+
+import errno
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from rewardlm.errors import DiskFullError
+
+# A full disk, a full share of it, and a file that may not grow further.
+_FULL = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
+# Libraries that aren't written in Python put it into errors of their own: safetensors and pyarrow, torch, SQLite.
+_WORDS = (
+    "No space left on device", "File too large", "PytorchStreamWriter failed", "iostream error", "unexpected pos",
+    "database or disk is full",
+)  # fmt: skip
+
+
+def is_full(error: BaseException) -> bool:
+    """Whether ``error``, or one that led to it, says that there is no space left."""
+    seen: set[int] = set()
+    one: BaseException | None = error
+    while one is not None and id(one) not in seen:
+        seen.add(id(one))
+        if (isinstance(one, OSError) and one.errno in _FULL) or any(word in str(one) for word in _WORDS):
+            return True
+        one = one.__cause__ or one.__context__
+    return False
+
+
+@contextmanager
+def writing(path: Path, *, safe: str) -> Iterator[None]:
+    """Inside, a full disk is a DiskFullError that names ``path`` and what is ``safe``."""
+    try:
+        yield
+    except Exception as error:
+        if isinstance(error, DiskFullError) or not is_full(error):
+            raise
+        raise DiskFullError(said(str(path), safe)) from error
+
+
+def said(path: str, safe: str) -> str:
+    """The one line about it."""
+    return f"no room on the disk for {path}; {safe}: make room and run the same command again"

@@ -1,0 +1,117 @@
+"""Disks that are really full: one line says which file, what is safe and what to do; with more room it goes on.
+
+Each disk is a small file system in memory, which only root can mount: elsewhere these tests skip.
+"""
+
+from __future__ import annotations
+
+import shutil
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+
+from rewardlm.disk import is_full
+from rewardlm.runs import Run
+from rewardlm.training.checkpoints import MANIFEST
+
+pytestmark = pytest.mark.slow
+
+Disk = Callable[[str], Path]
+TRAIN = ("--max-new-tokens", "4", "--steps", "2", "--batch-size", "4", "checkpoint_every=1")
+COMMANDS = {
+    "finetune": ("finetune", "tiny", "--dialogues", "starter", "--limit", "12", "max_steps=2", "checkpoint_every=1"),
+    "rlaf": ("rlaf", "tiny", "--prompts", "starter", "--reward", "lexical", "--witness", "none", *TRAIN),
+    "measure": (
+        "measure", "tiny", "--prompts", "starter", "--limit", "8", "--max-new-tokens", "4", "--scorer", "lexical",
+        "similarity=false", "counter_narrative=null",
+    ),
+}  # fmt: skip
+
+
+@pytest.fixture
+def disk(tmp_path: Path) -> Iterator[Disk]:
+    """A file system of the given size."""
+    place = tmp_path / "disk"
+    place.mkdir()
+
+    def mounted(size: str) -> Path:
+        done = subprocess.run(
+            ["mount", "-t", "tmpfs", "-o", f"size={size}", "tmpfs", str(place)], capture_output=True, text=True
+        )
+        if done.returncode:
+            pytest.skip(f"no file system can be mounted here: {done.stderr.strip()}")
+        return place
+
+    if shutil.which("mount") is None:
+        pytest.skip("there is no mount")
+    yield mounted
+    subprocess.run(["umount", str(place)], capture_output=True)
+
+
+def grown(place: Path, size: str) -> None:
+    subprocess.run(["mount", "-o", f"remount,size={size}", str(place)], check=True)
+
+
+def command(*arguments: object) -> tuple[int, str]:
+    done = subprocess.run(
+        [sys.executable, "-m", "rewardlm", *map(str, arguments)], capture_output=True, text=True, timeout=300
+    )
+    return done.returncode, done.stderr
+
+
+@pytest.mark.parametrize(
+    ("name", "size"),
+    [
+        ("finetune", "48k"),  # the adapter, by safetensors
+        ("finetune", "300k"),  # the optimizer, by torch
+        ("finetune", "700k"),  # the second checkpoint
+        ("rlaf", "8k"),
+        ("rlaf", "330k"),
+        ("measure", "8k"),
+    ],
+)
+def test_a_command_says_so_and_goes_on_with_more_room(disk: Disk, name: str, size: str) -> None:
+    out = disk(size) / "run"
+    code, said = command(*COMMANDS[name], "--out", out)
+    assert code == 1
+    last = said.strip().splitlines()[-1]
+    assert last.startswith(f"error: no room on the disk for {out}")
+    assert last.endswith("make room and run the same command again")
+    assert "Traceback" not in said
+    # Nothing half is left that a later command could take for whole.
+    for folder in (out / "checkpoints").glob("*[0-9]"):
+        assert (folder / MANIFEST).exists()
+    grown(out.parent, "20m")
+    code, said = command(*COMMANDS[name], "--out", out)
+    assert code == 0, said
+    assert Run.open(out).finished
+
+
+@pytest.mark.parametrize("name", ["table.csv", "table.parquet", "page.html", "rows.jsonl"])
+def test_a_file_that_finds_no_room_is_left_as_it_was(disk: Disk, tmp_path: Path, name: str) -> None:
+    table = tmp_path / "answers.csv"
+    table.write_text("prompt,response,x\n" + "".join(f"{'ask ' * 40}{n},{'say ' * 80}{n},0.{n}\n" for n in range(60)))
+    run = tmp_path / "run"
+    assert command("import", table, "--label", "A", "--out", run)[0] == 0
+    out = disk("8k") / name
+    out.write_text("before")
+    make = ("report", run) if name == "page.html" else ("export", run)
+    code, said = command(*make, "--out", out)
+    assert code == 1
+    assert said.strip().splitlines()[-1].startswith(f"error: no room on the disk for {out}; it is as it was")
+    assert [path.name for path in out.parent.iterdir()] == [name]
+    assert out.read_text() == "before"
+
+
+def test_other_errors_are_not_taken_for_it() -> None:
+    one = RuntimeError("could not write")
+    one.__cause__ = PermissionError(13, "Permission denied")
+    assert not is_full(one)
+    # A chain that ends in itself.
+    one.__cause__ = one
+    assert not is_full(one)
+    one.__cause__ = OSError(28, "No space left on device")
+    assert is_full(one)
