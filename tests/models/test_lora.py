@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 from typing import Any
 
@@ -26,6 +27,7 @@ from rewardlm.models.lora import (
     load_adapter,
     merged,
     reference,
+    replace_adapter,
     save_adapter,
     scaled,
     using,
@@ -373,3 +375,47 @@ def test_what_an_adapter_saves_besides_its_matrices_is_off_with_it() -> None:
             with off:
                 assert torch.equal(policy.model(input_ids=tokens).logits, base)
             assert torch.equal(policy.model(input_ids=tokens).logits, trained)
+
+
+def test_a_replaced_adapter_is_the_old_or_the_new_one_at_any_moment(
+    adapted: Policy, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Looked at before and after every rename, which is all that happens to the folder; and killed at each."""
+    folder = tmp_path / "adapter"
+    replace_adapter(adapted.model, folder)
+    old = load_file(folder / "adapter_model.safetensors")
+    disturb(adapted, seed=1)
+    rename, seen = os.replace, []
+
+    def whole() -> bool:
+        """Whether the folder can be loaded; notes whether it holds the old one."""
+        found = load_file(folder / "adapter_model.safetensors")
+        LoraConfig.from_pretrained(str(folder))
+        seen.append(all(torch.equal(found[name], tensor) for name, tensor in old.items()))
+        return found.keys() == old.keys()
+
+    for killed_at in range(1, 4):
+        count = 0
+
+        def watched(source: Any, target: Any, killed_at: int = killed_at) -> None:
+            nonlocal count
+            count += 1
+            assert whole()
+            if count == killed_at:
+                raise KeyboardInterrupt
+            rename(source, target)
+            assert whole()
+
+        monkeypatch.setattr(os, "replace", watched)
+        try:
+            replace_adapter(adapted.model, folder)
+        except KeyboardInterrupt:
+            assert whole()
+    # Left over from the kills, and no hindrance.
+    monkeypatch.setattr(os, "replace", rename)
+    replace_adapter(adapted.model, folder)
+    assert not folder.with_name("adapter.tmp").exists()
+    now = load_file(folder / "adapter_model.safetensors")
+    assert not all(torch.equal(now[name], tensor) for name, tensor in old.items())
+    assert seen[0]
+    assert not seen[-1]

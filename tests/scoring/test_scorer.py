@@ -238,6 +238,20 @@ def test_a_users_function_that_cant_be_imported(tmp_path, monkeypatch):
     assert sys.path == path
 
 
+def test_a_users_function_that_exits_fails_like_any_other(tmp_path, monkeypatch):
+    """Its exit(0) would otherwise end the command as if everything had been scored."""
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "my_judge_exits.py").write_text(
+        "import sys\ndef f(texts):\n    if 'b' in texts: sys.exit(0)\n    return [0.5] * len(texts)\n"
+    )
+    (tmp_path / "my_judge_exits_at_once.py").write_text("import sys\nsys.exit(0)\n")
+    found = score_texts(load_scorer("my_judge_exits:f"), ["a", "b"])
+    assert [verdict.failed for verdict in found] == [False, True]
+    assert "exit(0)" in found[1].reason
+    with pytest.raises(ScorerError, match="SystemExit"):
+        load_scorer("my_judge_exits_at_once:f")
+
+
 @pytest.mark.parametrize("spec", ["lexcial", "", "a b", "../no/such/folder", "x" * 300, "a\0b", "a:b:c", ":f"])
 def test_an_unknown_name_lists_what_is_possible(spec):
     with pytest.raises(ScorerError, match="lexical, lexical2, a hub id") as caught:

@@ -28,6 +28,7 @@ from torch.distributed.tensor import DTensor
 
 from rewardlm import fastpath
 from rewardlm.config import LoraSettings
+from rewardlm.disk import writing
 from rewardlm.errors import ModelError
 from rewardlm.models.load import Policy
 
@@ -132,12 +133,20 @@ def restore_adapter(folder: Path, model: Any, *, name: str = POLICY) -> None:
 
 
 def replace_adapter(model: Any, folder: Path) -> None:
-    """Write the policy's adapter so that ``folder`` holds the old one or the new one, whatever happens meanwhile."""
+    """Write the policy's adapter so that ``folder`` holds the old one or the new one at any moment, whatever happens
+    meanwhile. Both must be of one configuration, as those of a run are. Raises DiskFullError.
+    """
     temporary = folder.with_name(folder.name + ".tmp")
-    shutil.rmtree(temporary, ignore_errors=True)
-    save_adapter(model, temporary)
-    shutil.rmtree(folder, ignore_errors=True)
-    os.replace(temporary, folder)
+    with writing(
+        folder, safe="the adapter there is as it was" if folder.exists() else "what was written before is safe"
+    ):
+        shutil.rmtree(temporary, ignore_errors=True)
+        save_adapter(model, temporary)
+    folder.mkdir(parents=True, exist_ok=True)
+    # Folders can't replace each other at once, but files can. The weights come last: the others say what they said.
+    for file in sorted(temporary.iterdir(), key=lambda file: file.suffix == ".safetensors"):
+        os.replace(file, folder / file.name)
+    temporary.rmdir()
 
 
 @contextlib.contextmanager

@@ -60,7 +60,7 @@ def load_function(spec: str) -> Callable[..., Any]:
 
 
 def _without_exit(function: Callable[..., Any], name: str) -> Callable[..., Any]:
-    """``function``, whose call of exit() is an error like any other: it must not end the command as if all were done."""
+    """``function``, in which exit() is an error like any other: it must not end the command as if all were done."""
 
     @functools.wraps(function)
     def called(*given: Any, **named: Any) -> Any:
