@@ -394,7 +394,7 @@ def test_a_replaced_adapter_is_the_old_or_the_new_one_at_any_moment(
         seen.append(all(torch.equal(found[name], tensor) for name, tensor in old.items()))
         return found.keys() == old.keys()
 
-    for killed_at in range(1, 4):
+    for killed_at in range(1, 5):
         count = 0
 
         def watched(source: Any, target: Any, killed_at: int = killed_at) -> None:
