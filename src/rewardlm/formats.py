@@ -8,7 +8,6 @@ three. A missing value is a dash: long on the page and in sentences, short in th
 from __future__ import annotations
 
 import math
-import unicodedata
 from collections.abc import Callable, Sequence
 
 from rewardlm.stats import LEVEL
@@ -108,11 +107,6 @@ def p_values_text(p_value: float | None, p_adjusted: float | None) -> str:
     if p_adjusted is None or p_adjusted == p_value:
         return p_text(p_value)
     return f"{p_text(p_value)}, adjusted {p_text(p_adjusted)}"
-
-
-def plain(text: str) -> str:
-    """Without control characters: a label must not move the cursor or colour the terminal."""
-    return "".join(" " if unicodedata.category(letter).startswith("C") else letter for letter in text)
 
 
 def _sign(value: float) -> str:

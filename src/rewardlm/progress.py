@@ -12,6 +12,8 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any, Protocol
 
+from rewardlm.terminal import plain
+
 # Long work calls it with how much is done, of how much, and a text or a step's metrics.
 ProgressCallback = Callable[[int, int, Any], None]
 
@@ -64,8 +66,10 @@ def is_verbose() -> bool:
 
 
 def say(text: str) -> None:
-    """A sentence for the user, on stderr: stdout belongs to results."""
-    print(text, file=sys.stderr, flush=True)
+    """A sentence for the user, on stderr: stdout belongs to results. Names in it may come from a stranger, so it can't
+    steer the terminal.
+    """
+    print("\n".join(map(plain, text.split("\n"))), file=sys.stderr, flush=True)
 
 
 @contextmanager

@@ -16,6 +16,7 @@ from rewardlm.cli.quiet import quieten
 from rewardlm.disk import is_full
 from rewardlm.disk import said as full_disk
 from rewardlm.errors import ConfigError, RewardLMError, did_you_mean
+from rewardlm.terminal import plain
 
 _PLAIN: dict[str, Any] = {"no_args_is_help": True, "rich_markup_mode": None}
 app = typer.Typer(
@@ -98,7 +99,7 @@ def _run() -> int:
             raise KeyboardInterrupt
     except RewardLMError as error:
         for problem in error.problems:
-            print(problem, file=sys.stderr)
+            print(plain(problem), file=sys.stderr)
         return _fail(f"{error.summary}, see above" if error.problems else str(error), error.exit_code)
     except typer.TyperException as error:
         return _misused(error)
@@ -174,10 +175,10 @@ def _discard_output() -> None:
 
 
 def _warn(message: Warning | str, *_details: object, **_more: object) -> None:
-    print(f"warning: {' '.join(str(message).split())}", file=sys.stderr)
+    print(plain(f"warning: {' '.join(str(message).split())}"), file=sys.stderr)
 
 
 def _fail(message: str, code: int) -> int:
-    line = " ".join(message.split())
+    line = plain(" ".join(message.split()))
     print(f"error: {line}" if line else "error: see rewardlm --help", file=sys.stderr)
     return code

@@ -17,7 +17,6 @@ from pathlib import Path
 from typing import Any
 
 from rewardlm.errors import ConfigError, DataError
-from rewardlm.formats import plain
 from rewardlm.measuring.table_files import (
     Contents,
     answer_record,
@@ -28,6 +27,7 @@ from rewardlm.measuring.table_files import (
     turns_of,
 )
 from rewardlm.scoring.scorer import EMPTY, is_empty
+from rewardlm.terminal import plain
 from rewardlm.types import Finish, Message, Prompt
 
 # Words, or their beginnings, of a name that speaks of toxicity; and of one that turns it round.

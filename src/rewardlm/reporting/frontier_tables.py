@@ -9,10 +9,10 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from rewardlm.formats import plain
 from rewardlm.measuring.frontier import Frontier
 from rewardlm.reporting.frontier_page import headings, rows, sentences
 from rewardlm.reporting.names import OF_SPLIT
+from rewardlm.terminal import plain
 
 
 def print_frontier(found: Frontier, page: Path | None, console: Console) -> None:

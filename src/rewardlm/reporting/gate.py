@@ -5,9 +5,10 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 from xml.etree import ElementTree
 
-from rewardlm.formats import NONE, interval, percent, plain, points, signed
+from rewardlm.formats import NONE, interval, percent, points, signed
 from rewardlm.measuring.gate import RELATIVE, GateCheck, GateResult, GateVerdict
 from rewardlm.reporting.paper import markdown
+from rewardlm.terminal import plain
 
 if TYPE_CHECKING:
     from rich.console import Console

@@ -8,13 +8,13 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from rewardlm.formats import plain
 from rewardlm.interpreting.findings import AttributionChange, AttributionTransition, Interpretation
 from rewardlm.reporting import interpretation
 from rewardlm.reporting.interpretation import visible
 from rewardlm.reporting.intervals import number_text, plain_text, points_text, share_text
 from rewardlm.reporting.mechanistic_tables import print_inside
 from rewardlm.reporting.tables import label_text, new_table, print_notes, print_sentences, print_table
+from rewardlm.terminal import plain
 
 _SHOWN_TOKENS = 8
 

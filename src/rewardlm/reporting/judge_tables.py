@@ -16,8 +16,9 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from rewardlm.formats import SHORT_NONE, interval_in_terminal, number, plain
+from rewardlm.formats import SHORT_NONE, interval_in_terminal, number
 from rewardlm.reporting.migration_page import migration_rows, migration_sentences
+from rewardlm.terminal import plain
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -238,10 +239,10 @@ def _confusion(table: JudgePair) -> Table:
 
 def _print(console: Console, title: str, table: Table, note: str | None = None) -> None:
     """Title and note outside of the table, which would wrap them to its own width."""
-    console.print(Text(title, style="bold"))
+    console.print(Text(plain(title), style="bold"))
     console.print(table)
     if note is not None:
-        console.print(Text(note, style="dim"))
+        console.print(Text(plain(note), style="dim"))
     console.print()
 
 

@@ -7,10 +7,10 @@ from collections.abc import Sequence
 from rich.console import Console
 from rich.text import Text
 
-from rewardlm.formats import plain
 from rewardlm.interpreting.findings import Inside
 from rewardlm.reporting import mechanistic
 from rewardlm.reporting.tables import label_text, new_table, print_notes, print_sentences, print_table
+from rewardlm.terminal import plain
 
 _SHOWN_TOKENS = 4
 

@@ -11,12 +11,13 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from rewardlm.config.power import MOST_PROMPTS
-from rewardlm.formats import NONE, percent, plain
+from rewardlm.formats import NONE, percent
 from rewardlm.measuring.power import OTHER_SAMPLES, Plan
 from rewardlm.measuring.sample_size import power_by_formula, smallest_effect
 from rewardlm.reporting.figures import SERIES, curves_layout
 from rewardlm.reporting.names import SPLITS
 from rewardlm.reporting.shell import render, write_page
+from rewardlm.terminal import plain
 
 if TYPE_CHECKING:
     from rich.console import Console

@@ -24,7 +24,6 @@ from rewardlm.formats import (
     p_number,
     percent,
     percent_in_column,
-    plain,
     points,
     signed_as_shown,
 )
@@ -45,6 +44,7 @@ from rewardlm.reporting.names import CHANGE_SPLITS, QUALITY, SPLITS, quality_tex
 from rewardlm.reporting.notes import equal_samples_note, maxima_note, quality_notes, rule_text, threshold_notes
 from rewardlm.reporting.subjects import Subject
 from rewardlm.reporting.verdict import lines
+from rewardlm.terminal import plain
 
 _MODEL_SPLITS: dict[Split, str] = {"all": "all prompts", "toxic_prompts": "toxic prompts only"}
 # Short, so that tables of changes fit.
@@ -271,10 +271,10 @@ def _print_changes(baseline: str, model: str, own: Sequence[Change], console: Co
 
 def print_table(console: Console, title: str | Text, table: Table, note: str | None = None) -> None:
     """Title and note outside of the table, which would wrap them to its own width."""
-    console.print(Text.assemble(title, style="bold"))
+    console.print(Text.assemble(plain(title) if isinstance(title, str) else title, style="bold"))
     console.print(table)
     if note is not None:
-        console.print(Text(note, style="dim"))
+        console.print(Text(plain(note), style="dim"))
     console.print()
 
 

@@ -16,8 +16,8 @@ from rich.table import Table
 from rich.text import Text
 
 from rewardlm.errors import RunError
-from rewardlm.formats import plain
 from rewardlm.runs import TRAININGS, Run
+from rewardlm.terminal import plain
 
 _BLOCKS = "▁▂▃▄▅▆▇█"
 _WIDTH = 40

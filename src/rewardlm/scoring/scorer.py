@@ -216,6 +216,6 @@ def _check(verdict: object, main: str, bounded: bool) -> Verdict:
     return Verdict(values, reason=verdict.reason, failed=verdict.failed)
 
 
-def in_one_line(error: Exception) -> str:
+def in_one_line(error: BaseException) -> str:
     """One line, short enough for a record: the type and the message."""
     return " ".join(f"{type(error).__name__}: {error}".split())[:300].rstrip(": ")
