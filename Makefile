@@ -208,7 +208,7 @@ test: setup
 
 # Exactly the tests that docs/reliability.md names. A quarter of an hour.
 faults: setup
-	$(PYTEST) $$(grep -oE 'tests/[a-z_/]+\.py(::[A-Za-z_]+)*' docs/reliability.md | sort -u)
+	$(PYTEST) $$(grep -oE 'tests/[a-z_/]+\.py(::[A-Za-z0-9_]+)*' docs/reliability.md | sort -u)
 
 # That RL ends near the best policy, for sixteen more settings than make test tries. Twelve minutes on one core.
 prove-policy: setup
