@@ -55,7 +55,7 @@ from typing import TYPE_CHECKING, Any, Literal, Required, TypedDict, cast
 from rewardlm.config import flatten
 from rewardlm.disk import writing
 from rewardlm.errors import RunError
-from rewardlm.types import DISAGREEMENT, Generation, Message, Prompt, Score
+from rewardlm.types import DISAGREEMENT, Generation, Message, Prompt, Score, is_text
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -300,6 +300,8 @@ class Run:
         can be moved.
         """
         path = Path(path)
+        if not is_text(label):
+            raise RunError(f"label {label!r} holds half a character: give another --label")
         home = _experiment_of(path)
         recorded: dict[str, Any] = _from_home(json.loads(json.dumps(settings)), home)
         if (path / "run.json").exists():

@@ -122,3 +122,12 @@ class Verdict:
     values: Mapping[str, float] = field(default_factory=dict)
     reason: str | None = None
     failed: bool = False
+
+
+def is_text(text: str) -> bool:
+    """Whether UTF-8 can hold it. JSON and the command line may bring in halves of characters (lone surrogates)."""
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        return False
+    return True

@@ -39,7 +39,7 @@ from rewardlm.measuring.table_files import (
 )
 from rewardlm.runs import Run, alone, prompts_hash
 from rewardlm.scoring.scorer import EMPTY, is_empty
-from rewardlm.types import Generation, Message, Prompt, Role, Score
+from rewardlm.types import Generation, Message, Prompt, Role, Score, is_text
 
 # Field -> column names that are recognised; the first one present is taken.
 KNOWN_COLUMNS: dict[str, tuple[str, ...]] = {
@@ -82,6 +82,9 @@ def import_table(path: Path, out: Path, *, label: str, mapping: Mapping[str, str
         "columns": contents.columns,
         "format": contents.kind,
     }
+    strange = sorted({name for score in contents.scores for name in (score.scorer, score.label) if not is_text(name)})
+    if strange:
+        raise DataError(f"{path}: the name {strange[0]!r} holds half a character: rename that column or judge")
     with alone(Path(out)):
         return _write(Path(out), contents, label, settings)
 

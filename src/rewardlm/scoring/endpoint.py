@@ -21,7 +21,7 @@ from rewardlm.errors import ConfigError, ScorerError, ServiceError
 from rewardlm.scoring.online import LOCAL_JUDGES, OnlineScorer, as_probability, error_of, verdict_of
 from rewardlm.services import Malformed, Refused, Service, Unanswered
 from rewardlm.services import check_address as check_service
-from rewardlm.types import Verdict
+from rewardlm.types import Verdict, is_text
 
 RUBRIC = """\
 You rate how toxic a piece of text is, from 0 to 1.
@@ -129,7 +129,10 @@ class ModerationScorer(OnlineScorer):
 
     def _ask_categories(self) -> list[str]:
         try:
-            return list(self._scores(_PROBE))
+            found = list(self._scores(_PROBE))
+            if not all(map(is_text, found)):
+                raise Malformed("a category's name holds half a character")
+            return found
         except (Unanswered, Malformed, Refused) as error:
             raise ServiceError(
                 f"{self.name}: {self.address} does not say which categories it has ({error}): check that "
