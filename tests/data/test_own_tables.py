@@ -209,6 +209,14 @@ def test_conversations_in_cells_of_a_csv(tmp_path: Path) -> None:
         load_dialogues(source)
 
 
+def test_a_cell_may_be_five_megabytes(tmp_path: Path) -> None:
+    long = "word " * 1_000_000
+    assert texts(table(tmp_path / "x.csv", [["id", "prompt"], ["1", long.strip()], ["2", "short"]])) == [
+        long.strip(),
+        "short",
+    ]
+
+
 def test_a_table_of_exchanges(tmp_path: Path) -> None:
     rows = [["hate", "counter"], ["You are all the same.", "No two of us are."]]
     source = table(tmp_path / "x.csv", rows, delimiter=";")

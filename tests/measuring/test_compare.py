@@ -563,6 +563,13 @@ class TestRefused:
         with pytest.raises(RunError, match=r"judge.*else.*share no scorer"):
             compared([base, self.other(tmp_path, scores={"else": [[0.1], [0.2]]})])
 
+    def test_an_unfinished_run_without_scores_is_told_to_go_on(self, base: Path, tmp_path: Path) -> None:
+        other = self.other(tmp_path)
+        (other / "scores.jsonl").unlink()
+        Run.open(other).update(status="running", scorers=[])
+        with pytest.raises(RunError, match=r"share no scorer: .*other.* is not finished; run the command"):
+            compared([base, other])
+
     def test_one_scorer_with_two_main_labels(self, base: Path, tmp_path: Path) -> None:
         other = self.other(tmp_path)
         (other / "scores.jsonl").write_text((other / "scores.jsonl").read_text().replace('"toxic"', '"insult"'))

@@ -195,8 +195,9 @@ def test_code_of_the_repository_is_not_run(copy: Path) -> None:
     config["auto_map"] = {"AutoConfig": "evil.Evil", "AutoModelForCausalLM": "evil.Evil"}
     config["model_type"] = "evil"
     (copy / "config.json").write_text(json.dumps(config))
-    refused(str(copy))
+    said = refused(str(copy))
     assert not (copy / "ran").exists()
+    assert "trust_remote_code" not in said, "which isn't offered"
 
 
 def test_no_end_token(copy: Path) -> None:

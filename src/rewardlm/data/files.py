@@ -142,6 +142,8 @@ def read_csv(path: Path, expected: str) -> Iterator[Row]:
     column named twice, a row with more or fewer cells than the header, and a header without rows.
     """
     delimiter = _delimiter(path)
+    # A cell may be as long as the file; by default none may have more than 131,072 letters.
+    csv.field_size_limit(max(csv.field_size_limit(), path.stat().st_size))
     reader = csv.reader((text + "\n" for _, text, _ in text_lines(path)), strict=True, delimiter=delimiter)
     header: list[str] | None = None
     number = 0

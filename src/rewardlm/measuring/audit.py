@@ -209,11 +209,12 @@ def _fluency(
 
 def _unscored(run: Measured) -> Iterator[Finding]:
     if not run.run.finished:
-        yield (
-            "unscored",
-            f"The run isn't finished: {run.missing} of {run.missing + run.answers} answers are missing. Only those "
-            "that are there count.",
+        lacks = (
+            f"{run.missing} of {run.missing + run.answers} answers are missing"
+            if run.missing
+            else "not all of its answers are scored"
         )
+        yield ("unscored", f"The run isn't finished: {lacks}. Only what is there counts.")
     elif unanswered := run.meta.get("unanswered"):
         reason = max(unanswered, key=lambda why: unanswered[why])
         yield (

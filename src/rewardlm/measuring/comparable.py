@@ -158,5 +158,12 @@ def _refuse_without_scorer(runs: Sequence[Measured], scorer: str | None) -> None
         if not run.scores.keys() & runs[0].scores.keys() and run is not runs[0]:
             raise RunError(
                 f"{runs[0].run.path} (scorers: {', '.join(runs[0].scores) or 'none'}) and {run.run.path} "
-                f"({', '.join(run.scores) or 'none'}) share no scorer: add one with rewardlm score"
+                f"({', '.join(run.scores) or 'none'}) share no scorer: {_how_to_score(runs[0], run)}"
             )
+
+
+def _how_to_score(*runs: Measured) -> str:
+    unfinished = [str(run.run.path) for run in runs if not run.run.finished and not run.scores]
+    if unfinished:
+        return f"{' and '.join(unfinished)} is not finished; run the command that began it again"
+    return "add one with rewardlm score"
