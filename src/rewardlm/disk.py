@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -20,14 +21,7 @@ _WORDS = (
 
 def is_full(error: BaseException) -> bool:
     """Whether ``error``, or one that led to it, says that there is no space left."""
-    seen: set[int] = set()
-    one: BaseException | None = error
-    while one is not None and id(one) not in seen:
-        seen.add(id(one))
-        if (isinstance(one, OSError) and one.errno in _FULL) or any(word in str(one) for word in _WORDS):
-            return True
-        one = one.__cause__ or one.__context__
-    return False
+    return _why(error) is not None
 
 
 @contextmanager
@@ -38,9 +32,23 @@ def writing(path: Path, *, safe: str) -> Iterator[None]:
     except Exception as error:
         if isinstance(error, DiskFullError) or not is_full(error):
             raise
-        raise DiskFullError(said(str(path), safe)) from error
+        raise DiskFullError(said(error, str(path), safe)) from error
 
 
-def said(path: str, safe: str) -> str:
+def said(error: BaseException, path: str, safe: str) -> str:
     """The one line about it."""
-    return f"no room on the disk for {path}; {safe}: make room and run the same command again"
+    return f"{path}: {_why(error)}; {safe}: make room and run the same command again"
+
+
+def _why(error: BaseException) -> str | None:
+    """In the system's words, by the first error of the chain that knows."""
+    seen: set[int] = set()
+    one: BaseException | None = error
+    while one is not None and id(one) not in seen:
+        seen.add(id(one))
+        if isinstance(one, OSError) and one.errno in _FULL:
+            return os.strerror(one.errno)
+        if any(word in str(one) for word in _WORDS):
+            return os.strerror(errno.ENOSPC)
+        one = one.__cause__ or one.__context__
+    return None

@@ -78,7 +78,8 @@ def test_a_command_says_so_and_goes_on_with_more_room(disk: Disk, name: str, siz
     code, said = command(*COMMANDS[name], "--out", out)
     assert code == 1
     last = said.strip().splitlines()[-1]
-    assert last.startswith(f"error: no room on the disk for {out}")
+    assert last.startswith(f"error: {out}")
+    assert ": No space left on device; " in last
     assert last.endswith("make room and run the same command again")
     assert "Traceback" not in said
     # Nothing half is left that a later command could take for whole.
@@ -101,7 +102,7 @@ def test_a_file_that_finds_no_room_is_left_as_it_was(disk: Disk, tmp_path: Path,
     make = ("report", run) if name == "page.html" else ("export", run)
     code, said = command(*make, "--out", out)
     assert code == 1
-    assert said.strip().splitlines()[-1].startswith(f"error: no room on the disk for {out}; it is as it was")
+    assert said.strip().splitlines()[-1].startswith(f"error: {out}: No space left on device; it is as it was")
     assert [path.name for path in out.parent.iterdir()] == [name]
     assert out.read_text() == "before"
 

@@ -110,7 +110,7 @@ def _run() -> int:
     except Exception as error:
         if is_full(error):
             name = getattr(error, "filename", None) or "a file"
-            return _fail(full_disk(str(name), "what was written before is safe"), 1)
+            return _fail(full_disk(error, str(name), "what was written before is safe"), 1)
         if not isinstance(error, OSError) or error.errno is None:
             raise
         # A folder that may not be written: the machine's state, not a bug of ours.
