@@ -83,8 +83,8 @@ def service(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[FakeSer
 @pytest.fixture(autouse=True)
 def _nothing_named(monkeypatch: pytest.MonkeyPatch) -> None:
     """What one test's user has named isn't named by the next, nor by whoever runs the tests."""
-    NAMED.hosts.clear()
-    NAMED.variables.clear()
+    for named in (NAMED.origins, NAMED.clusters, NAMED.variables, NAMED.keys):
+        named.clear()
     monkeypatch.setattr(keys, "credentials_file", lambda: Path("/nonexistent/credentials.yaml"))
 
 

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from rewardlm.errors import RunError
+from rewardlm.errors import DiskFullError, RunError
 from rewardlm.judges.evaluate import evaluate
 from rewardlm.judges.pairs import PairJudgeSettings, train_pair_judge
 from rewardlm.judges.settings import JudgeEvaluateSettings, JudgeTrainSettings
@@ -186,9 +186,10 @@ def test_a_failed_write_leaves_the_old_file(tmp_path: Path, monkeypatch: pytest.
         raise OSError(28, "No space left on device")
 
     monkeypatch.setattr(os, "fsync", full)
-    with pytest.raises(OSError, match="No space left"):
+    with pytest.raises(DiskFullError, match=r"run\.json: No space left on device; it is as it was"):
         write_atomically(file, b"new")
     assert file.read_bytes() == b"old"
+    assert list(tmp_path.iterdir()) == [file]
 
 
 def test_atomic_writes_replace_and_leave_nothing_behind(tmp_path: Path) -> None:
@@ -296,6 +297,9 @@ def test_the_environment_tells_nothing_of_its_user() -> None:
         ("prompts", {"turns": [{"role": "user"}]}, "turns is .*not a list of role and text"),
         ("prompts", {"turns": [{"role": "user", "text": 3}]}, "turns is .*not a list of role and text"),
         ("prompts", {"turns": ["hello"]}, "turns is .*not a list of role and text"),
+        ("prompts", {"turns": []}, r"turns is \[\]"),
+        ("generations", {"model": ...}, "model is nothing"),
+        ("generations", {"tokens": "abc"}, "tokens is 'abc'"),
         ("prompts", {"colour": "red"}, "it has the field 'colour', which no record has"),
         ("scores", {"generation_id": ...}, "generation_id is nothing"),
         ("scores", {"value": True}, "value is True"),

@@ -14,9 +14,14 @@ from rewardlm.errors import DiskFullError
 _FULL = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
 # Libraries that aren't written in Python put it into errors of their own: safetensors and pyarrow, torch, SQLite.
 _WORDS = (
-    "No space left on device", "File too large", "PytorchStreamWriter failed", "iostream error", "unexpected pos",
+    "No space left on device",
+    "Disk quota exceeded",
+    "File too large",
+    "PytorchStreamWriter failed",
+    "iostream error",
+    "unexpected pos",
     "database or disk is full",
-)  # fmt: skip
+)
 
 
 def is_full(error: BaseException) -> bool:
@@ -48,7 +53,12 @@ def _why(error: BaseException) -> str | None:
         seen.add(id(one))
         if isinstance(one, OSError) and one.errno in _FULL:
             return os.strerror(one.errno)
-        if any(word in str(one) for word in _WORDS):
+        if _is_a_librarys(one) and any(word in str(one) for word in _WORDS):
             return os.strerror(errno.ENOSPC)
-        one = one.__cause__ or one.__context__
+        one = one.__cause__
     return None
+
+
+def _is_a_librarys(error: BaseException) -> bool:
+    """Torch raises plain RuntimeErrors."""
+    return type(error) is RuntimeError or type(error).__module__.startswith(("safetensors", "pyarrow", "sqlite3"))

@@ -32,6 +32,7 @@ from rewardlm.config import (
     data_folder,
     is_function_name,
 )
+from rewardlm.config.keys import NAMED
 from rewardlm.data.bad_lines import with_other_lines
 from rewardlm.data.dialogues import load_dialogues
 from rewardlm.data.files import HUB_ID, read_txt
@@ -122,6 +123,8 @@ def _checks(settings: Section, out: Path | None, kind: str | None, *, begun: boo
             yield partial(_check_steer_folder, settings, settings.steer)
         if settings.suite is not None:
             yield partial(_check_suite_of_a_model, settings)
+        if settings.engine == "ray":
+            yield partial(_check_cluster, settings.ray_address)
         if settings.engine == "openai":
             asked = settings.server.model_copy(update={"url": settings.url or settings.server.url})
             yield partial(check_address, asked, what=f"the server of {settings.model!r}", section="server")
@@ -180,6 +183,16 @@ def _of_a_judge(settings: Section) -> Iterator[Check]:
         yield partial(check_pair_judge, settings.judge)
     if isinstance(settings, PairJudgeSettings | PairEvaluateSettings):
         yield partial(_check_dialogues, settings.dialogues)
+
+
+def _check_cluster(address: str | None) -> None:
+    """A cluster gets the settings with their keys, and may run code here: a file must not choose it."""
+    if address in (None, "auto", "local") or address in NAMED.clusters:
+        return
+    raise ConfigError(
+        f"ray_address {address!r}: a Ray cluster can run code on this machine, and only a file has named this one; if "
+        f"you trust it, name it yourself: ray_address={address}"
+    )
 
 
 def _check_packages(settings: ModelSettings) -> None:

@@ -87,7 +87,7 @@ _LARGEST = 2.0**63
 _FIELDS: dict[str, tuple[tuple[str, type | tuple[type, ...]], ...]] = {
     "prompts": (("id", str), ("turns", list), ("source", str), ("toxicity", (*_NUMBER, type(None)))),
     "generations": (
-        ("id", str), ("prompt_id", str), ("sample", int), ("text", str), ("n_tokens", int),
+        ("id", str), ("prompt_id", str), ("model", str), ("sample", int), ("text", str), ("n_tokens", int),
         ("finish", (str, type(None))), ("seed", int),
     ),
     "scores": (
@@ -553,6 +553,10 @@ def _wrong(name: str, record: Any) -> str | None:
             return f"{field} is {value if isinstance(value, float) else 'a huge number'}"
     if strange := record.keys() - _MADE_OF.get(name, record.keys()):
         return f"it has the field {min(strange)!r:.40}, which no record has"
+    if name == "generations" and not isinstance(record.get("tokens"), list | None):
+        return f"tokens is {record['tokens']!r:.40}"
+    if name == "prompts" and not record["turns"]:
+        return "turns is []"
     if name == "prompts" and not all(
         isinstance(turn, dict)
         and turn.keys() == {"role", "text"}

@@ -15,7 +15,6 @@ import base64
 import contextlib
 import datetime
 import email.utils
-import ipaddress
 import json
 import logging
 import os
@@ -30,7 +29,7 @@ import httpx
 import tenacity
 
 from rewardlm.config import ServiceSettings, secrets_in_url, without_secrets
-from rewardlm.config.keys import credentials_file, host_of, may_leave
+from rewardlm.config.keys import credentials_file, host_of, is_here, may_get, may_leave
 from rewardlm.errors import ServiceError
 
 # Worth another try: too many requests, a time-out on the server's side, any other server error.
@@ -77,13 +76,20 @@ def check_address(settings: ServiceSettings, *, what: str, section: str) -> None
         return
     url, variable = settings.url.get_secret_value(), settings.key_variable
     address = without_secrets(url)
-    if url.lower().startswith("http:") and not settings.plain_http and not _is_here(url):
+    if url.lower().startswith("http:") and not settings.plain_http and not is_here(url):
         raise ServiceError(
             f"{what}: everybody on the way to {address} could read the texts and the key, because it is http: give an "
             f"address with https, or {section}.plain_http=true"
         )
+    if settings.key:
+        if not may_get(settings.key.get_secret_value(), url):
+            raise ServiceError(
+                f"{what}: the key that you gave is not sent to {host_of(url)}, which only a file has named; if you "
+                f"trust it, name it yourself: {section}.url={address} (in an experiment below its stage)"
+            )
+        return
     default = type(settings).model_fields["key_variable"].default
-    if settings.key or variable == default or not os.environ.get(variable, "").strip() or may_leave(variable, url):
+    if variable == default or not os.environ.get(variable, "").strip() or may_leave(variable, url):
         return
     raise ServiceError(
         f"{what}: {variable} is not sent to {host_of(url)}, because you haven't named them yourself, and files may "
@@ -102,19 +108,10 @@ def key_of(settings: ServiceSettings, url: str) -> str:
 
 def _how_to_name(variable: str, address: str, section: str) -> str:
     return (
-        f"if you trust it, name both yourself ({section}.url={address} {section}.key_variable={variable}; in "
-        f"Python: {section}.key), or write '{host_of(address)}: {variable}' into {credentials_file()}"
+        f"if you trust it, name both yourself ({section}.url={address} {section}.key_variable={variable}, in an "
+        f"experiment below its stage; in Python: {section}.key), or write '{host_of(address)}: {variable}' into "
+        f"{credentials_file()}"
     )
-
-
-def _is_here(url: str) -> bool:
-    """Whether the address is this very machine."""
-    host = (urllib.parse.urlsplit(url).hostname or "").lower()
-    try:
-        address = ipaddress.ip_address(host)
-        return address.is_loopback or address.is_unspecified
-    except ValueError:
-        return host == "localhost" or host.endswith(".localhost")
 
 
 class Service:

@@ -181,7 +181,8 @@ def estimated_share_ci95(
 
     ``sums`` are those of numbers whose mean is the estimate (``labelling.estimate``); they may be below 0 or above
     ``counts``. ``freedom`` are the degrees of freedom that the labels leave, and ``more_variance`` is what the share
-    varies besides. Where the estimate is 0 or 1, each label counts as one answer. None for fewer than two prompts.
+    varies besides. Where the estimate is 0 or 1, each label counts as one answer, and the interval is exact. None for
+    fewer than two prompts.
 
     Jeffreys' interval for as many independent answers as would make the share vary so: on average it holds in 95 % of
     cases, where the exact one of ``share_ci95`` holds in at least that many (Brown, Cai & DasGupta 2001, Statistical
@@ -197,8 +198,10 @@ def estimated_share_ci95(
     worth, t = float(labels), _t_quantile(min(len(x) - 1, freedom))
     if variance > 0 and 0 < share < 1:
         worth = share * (1 - share) / variance * (_normal_quantile() / t) ** 2
+    if not 0 < share < 1:
+        return _exact_interval(share, min(worth, float(w.sum())))
     low, high = _jeffreys_interval(share, min(worth, float(w.sum())))
-    if third_moment is None or variance <= 0 or not 0 < share < 1:
+    if third_moment is None or variance <= 0:
         return low, high
     of_a_count = (1 - 2 * share) * variance**2 / (share * (1 - share))
     reach = t * variance**0.5
@@ -597,7 +600,8 @@ def flip_p_value(changes: FloatArray, n_flips: int, seed: int) -> float:
     if np.allclose(sizes, sizes[0], rtol=1e-9, atol=0):
         rose = int((changed > 0).sum())
         return mcnemar(rose, m - rose)
-    if m <= _COUNTED and bool((sizes == np.round(sizes)).all()):
+    # Beyond 2^53 every float is a whole number.
+    if m <= _COUNTED and sizes.max() < 2**53 and bool((sizes == np.round(sizes)).all()):
         return _flips_of_counts(sizes.astype(np.int64), observed)
     if m <= _ENUMERATED:
         signs = np.array(list(product((1.0, -1.0), repeat=m)))

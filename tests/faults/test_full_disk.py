@@ -116,3 +116,13 @@ def test_other_errors_are_not_taken_for_it() -> None:
     assert not is_full(one)
     one.__cause__ = OSError(28, "No space left on device")
     assert is_full(one)
+    # What happens while one is handled is another error, and a text that only mentions it is none.
+    try:
+        try:
+            raise OSError(28, "No space left on device")
+        except OSError:
+            raise ValueError("a bug") from None
+    except ValueError as bug:
+        found = is_full(bug)
+    assert not found
+    assert not is_full(KeyError("the judge said: File too large"))

@@ -44,7 +44,9 @@ WIDE = "a0: &a0 {x: 1, y: 2, z: 3}\n" + "".join(
         ("x: !!set {a, b}", "unknown setting"),
         ("a\0b: c", "not YAML"),
         ("seed: " + "1:" * 3000 + "1", "not YAML|seed"),
-        ("x: '" + "y" * 10_000_001 + "'", "more than 10 MB"),
+        ("x: '" + "y" * 200_001 + "'", "more than 200 kB"),
+        ("seed: !!int ''", "line 1: not YAML .'' is no integer"),
+        ('seed: "\\UFFFFFFFF"', "not YAML"),
     ],
     ids=lambda value: "".join(character for character in value[:24] if character.isalnum()),
 )
@@ -65,7 +67,18 @@ def test_a_hostile_file_is_one_line(tmp_path: Path, text: str, said: str) -> Non
 
 
 @pytest.mark.parametrize(
-    "text", ["2001-99-99", "9" * 5000, "[" * 20_000, "&x [*x]", "!!int abc", "!!python/name:os.system", "{a: &a [*a]}"]
+    "text",
+    [
+        "2001-99-99",
+        "9" * 5000,
+        "[" * 20_000,
+        "&x [*x]",
+        "!!int abc",
+        "!!python/name:os.system",
+        "{a: &a [*a]}",
+        "!!int ''",
+        '"\\UFFFFFFFF"',
+    ],
 )
 def test_an_override_that_yaml_cannot_build_is_a_text(text: str) -> None:
     assert value_of(text) == text

@@ -200,13 +200,54 @@ def test_http_to_another_machine_is_refused_unless_asked_for(
     assert "plain_http" not in capfd.readouterr().err
 
 
+def test_a_key_that_the_user_typed_goes_to_no_host_of_a_file(
+    home: Path, service: FakeService, capfd: pytest.CaptureFixture[str]
+) -> None:
+    typed = "services.endpoint.key=typed-by-the-user"
+    assert command(*SCORE, "--config", written(judge(service.url)), typed) == 1
+    assert "the key that you gave is not sent to" in capfd.readouterr().err
+    assert service.asked == []
+    assert command(*SCORE, "--config", written(judge(service.url)), typed, f"services.endpoint.url={service.url}") == 0
+    assert {asked.headers["Authorization"] for asked in service.asked} == {"Bearer typed-by-the-user"}
+
+
+def test_a_file_cannot_send_a_key_by_http_instead_of_https(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    mine = tmp_path / "credentials.yaml"
+    monkeypatch.setattr(keys, "credentials_file", lambda: mine)
+    mine.write_text('api.example.com: A\n"2001:db8::5": A\n')
+    assert keys.may_leave("A", "https://api.example.com/v1")
+    assert not keys.may_leave("A", "http://api.example.com/v1")
+    keys.NAMED.note({"server.url": "https://named.example/v1", "server.key_variable": "B"})
+    assert keys.may_leave("B", "https://named.example/other")
+    assert not keys.may_leave("B", "http://named.example/v1")
+    # Another machine, which is written alike without its brackets.
+    keys.NAMED.note({"url": "https://[2001:db8::7]:8000/v1"})
+    assert keys.may_leave("B", "https://[2001:db8::7]:8000/v1")
+    assert not keys.may_leave("B", "https://[2001:db8::7:8000]/v1")
+    assert not keys.may_leave("A", "https://[2001:db8::5:6666]/v1")
+
+
+def test_a_file_cannot_choose_a_ray_cluster(home: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    """It gets the settings with their keys, and may run code here."""
+    pytest.importorskip("ray")
+    config = written({"engine": "ray", "ray_address": "ray://192.0.2.1:10001"})
+    assert command("measure", "tiny", *MEASURE, "--config", config, "--out", "o") == 2
+    assert "only a file has named this one" in capfd.readouterr().err
+
+
+def test_what_is_given_in_python_is_not_used_up() -> None:
+    names = iter(["lexical"])
+    keys.NAMED.note({"scorer": names})
+    assert list(names) == ["lexical"]
+
+
 @pytest.mark.parametrize(
     ("url", "host"),
     [
         ("https://Api.OpenAI.com/v1", "api.openai.com"),
         ("http://127.0.0.1:8000", "127.0.0.1:8000"),
         ("https://user:pass@host.example:1/x?y=http://other", "host.example:1"),
-        ("https://[::1]:3/v1", "::1:3"),
+        ("https://[::1]:3/v1", "[::1]:3"),
         ("https://[broken", ""),
     ],
 )

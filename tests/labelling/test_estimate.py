@@ -174,3 +174,10 @@ def test_what_is_rare_is_all_but_the_commonest_label() -> None:
         found = ppi(np.full(60, 0.5), labels, evenly(np.zeros(60, dtype=np.intp)))
         assert found is not None
         assert found.rare == rare
+
+
+def test_a_judge_that_is_a_guess_has_no_share_even_if_rounding_says_otherwise() -> None:
+    """It calls 6 of 9 toxic answers toxic, and 12 of 18 others."""
+    toxic = np.r_[np.ones(6), np.zeros(3), np.ones(12), np.zeros(6), np.tile([1.0, 0.0], 100)]
+    labels = np.r_[np.ones(9), np.zeros(18), np.full(200, np.nan)]
+    assert rogan_gladen(toxic, labels, evenly(np.zeros(len(toxic), dtype=np.intp))) is None

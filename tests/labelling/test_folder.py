@@ -12,7 +12,7 @@ import pytest
 from labelled_runs import scored
 
 from rewardlm.config import LabelSettings
-from rewardlm.errors import DataError, RunError
+from rewardlm.errors import DataError, DiskFullError, RunError
 from rewardlm.labelling.folder import LabelFolder, Said, hash_of_answers
 from rewardlm.labelling.session import Session
 from rewardlm.measuring.label_sample import label_folder
@@ -199,7 +199,7 @@ def test_a_label_that_can_not_be_written_leaves_the_folder_as_it_was(tmp_path: P
     limits = resource.getrlimit(resource.RLIMIT_FSIZE)
     try:
         resource.setrlimit(resource.RLIMIT_FSIZE, (size + 30, limits[1]))
-        with pytest.raises(OSError, match="too large"):
+        with pytest.raises(DiskFullError, match="too large"):
             folder.add([said])
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, limits)

@@ -8,14 +8,17 @@ A key from the environment leaves only
   line, as an argument in Python, or by an environment variable that holds the address;
 * for a host that the user's credentials file gives it to.
 
-What a file says beside that never counts. A key that stands in the settings themselves goes where they say.
+What a file says beside that never counts. A key that stands in a file goes where that file says; one that the user has
+typed goes, like those of the environment, to no host that only a file has named.
 """
 
 from __future__ import annotations
 
+import ipaddress
 import os
+import re
 import urllib.parse
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -32,45 +35,88 @@ VENDORS = {"OPENAI_API_KEY": "api.openai.com", "PERSPECTIVE_API_KEY": "commentan
 
 @dataclass
 class Named:
-    """What the user of this process has named: hosts (with a port where the address has one), and variables."""
+    """What the user of this process has named: addresses (by ``origin_of``), Ray clusters, variables, and keys."""
 
-    hosts: set[str] = field(default_factory=set)
+    origins: set[str] = field(default_factory=set)
+    clusters: set[str] = field(default_factory=set)
     variables: set[str] = field(default_factory=set)
+    keys: set[str] = field(default_factory=set)
 
     def note(self, given: Mapping[str, Any]) -> None:
-        """Every address and every variable in settings that the user gave, by dotted keys or in sections."""
+        """Every address, variable and key in settings that the user gave, by dotted keys or in sections."""
         for name, value in _leaves(given):
-            if name == "url" and value:
-                self.hosts.add(host_of(value.get_secret_value() if isinstance(value, SecretStr) else str(value)))
-            elif name == "key_variable" and isinstance(value, str):
-                self.variables.add(value)
+            text = value.get_secret_value() if isinstance(value, SecretStr) else value
+            if not isinstance(text, str) or not text:
+                continue
+            if name == "url":
+                self.origins.add(origin_of(text))
+            elif name == "ray_address":
+                self.clusters.add(text)
+            elif name == "key_variable":
+                self.variables.add(text)
+            elif name == "key":
+                self.keys.add(text)
+
+    def add(self, other: Named) -> None:
+        """Of another process of the same user."""
+        self.origins |= other.origins
+        self.clusters |= other.clusters
+        self.variables |= other.variables
+        self.keys |= other.keys
 
 
 # Of this process: settings are copied, dumped and validated again on their way, and wouldn't keep who named what.
 NAMED = Named()
 
 
-def host_of(url: str) -> str:
-    """The host of an address in lower case, with its port if it has one."""
+def origin_of(url: str) -> str:
+    """Scheme, host and port of an address, in lower case: who is asked, and how. '' for what is no address."""
     try:
         parts = urllib.parse.urlsplit(url.strip())
-        return f"{(parts.hostname or '').lower()}{f':{parts.port}' if parts.port else ''}"
+        host = (parts.hostname or "").lower()
+        port = f":{parts.port}" if parts.port else ""
     except ValueError:
         return ""
+    return f"{parts.scheme.lower()}://{f'[{host}]' if ':' in host else host}{port}" if host else ""
+
+
+def host_of(url: str) -> str:
+    """The host of an address in lower case, with its port if it has one."""
+    return origin_of(url).partition("://")[2]
+
+
+def is_here(url: str) -> bool:
+    """Whether the address is this very machine."""
+    try:
+        host = (urllib.parse.urlsplit(url).hostname or "").lower()
+        address = ipaddress.ip_address(host)
+    except ValueError:
+        return host_of(url).partition(":")[0] == "localhost"
+    return address.is_loopback or address.is_unspecified
 
 
 def may_leave(variable: str, url: str) -> bool:
     """Whether the key in this environment variable may be sent to this address. Raises ConfigError for a credentials
     file that can't be read.
     """
-    host = host_of(url)
-    if not host:
+    origin = origin_of(url)
+    if not origin:
         return False
-    if VENDORS.get(variable) == host and url.lower().startswith("https:"):
+    if origin == f"https://{VENDORS.get(variable)}":
         return True
-    if host in NAMED.hosts and (variable in NAMED.variables or variable in VENDORS):
+    if origin in NAMED.origins and (variable in NAMED.variables or variable in VENDORS):
         return True
-    return variable in _given_to(host)
+    # A file must not choose to send it where everybody can read it.
+    return variable in _given_to(host_of(url)) and (origin.startswith("https:") or is_here(url))
+
+
+def may_get(key: str, url: str) -> bool:
+    """Whether a key that stands in the settings may be sent to this address: one that the user has typed goes to no
+    host that only a file has named.
+    """
+    origin = origin_of(url)
+    vendor = origin.removeprefix("https://") in VENDORS.values()
+    return key not in NAMED.keys or origin in NAMED.origins or vendor
 
 
 def credentials_file() -> Path:
@@ -88,7 +134,7 @@ def _given_to(host: str) -> list[str]:
         listed = variables if isinstance(variables, list) else [variables]
         if not all(isinstance(one, str) for one in listed):
             raise ConfigError(f"{path}: {named}: expected the name of an environment variable, got {variables!r}")
-        if str(named).lower() in (host, host.rpartition(":")[0] or host):
+        if str(named).lower() in (host, re.sub(r":\d+$", "", host)):
             found += listed
     return found
 
@@ -100,7 +146,7 @@ def _leaves(given: Any, name: str = "") -> Iterator[tuple[str, Any]]:
     if isinstance(given, Mapping):
         for key, value in given.items():
             yield from _leaves(value, str(key).rpartition(".")[2])
-    elif isinstance(given, Iterable) and not isinstance(given, str | bytes):
+    elif isinstance(given, list | tuple):
         for value in given:
             yield from _leaves(value, name)
     else:

@@ -14,7 +14,7 @@ from rewardlm.errors import ConfigError
 Places = dict[str, str]
 
 # More than any configuration needs. Aliases count as often as they appear: nine lines can stand for 10^9 values.
-_MOST_BYTES, _MOST_VALUES, _DEEPEST, _MOST_DIGITS = 10_000_000, 100_000, 100, 100
+_MOST_BYTES, _MOST_VALUES, _DEEPEST, _MOST_DIGITS = 200_000, 100_000, 100, 100
 _MOST_BRACKETS = 1_000
 _KINDS = {"int": "integer", "float": "number", "timestamp": "date", "bool": "yes or no", "binary": "base64"}
 
@@ -39,7 +39,7 @@ def read_with_places(path: Path) -> tuple[dict[str, Any], Places]:
     except OSError as error:
         raise ConfigError(f"{path}: can't be read ({error.strerror})") from None
     if len(text) > _MOST_BYTES:
-        raise ConfigError(f"{path}: more than {_MOST_BYTES // 10**6} MB: expected a file of settings")
+        raise ConfigError(f"{path}: more than {_MOST_BYTES // 1000} kB: expected a file of settings")
     try:
         node, tree = parse(text)
     except yaml.YAMLError as error:
@@ -87,6 +87,8 @@ def parse(text: str) -> tuple[yaml.Node | None, Any]:
             loader.dispose()  # type: ignore[no-untyped-call]
     except RecursionError:
         raise yaml.MarkedYAMLError(problem=f"nested more than {_DEEPEST} levels deep") from None
+    except (ValueError, OverflowError) as error:  # "\\UFFFFFFFF" is no character
+        raise yaml.MarkedYAMLError(problem=str(error)) from None
 
 
 def _open_brackets(text: str) -> int:
@@ -135,7 +137,7 @@ def _check_scalar(node: yaml.ScalarNode, loader: yaml.SafeLoader) -> None:
         raise yaml.MarkedYAMLError(problem=f"an integer of {len(node.value):,} digits", problem_mark=node.start_mark)
     try:
         loader.construct_object(node)  # type: ignore[no-untyped-call]
-    except (ValueError, OverflowError, KeyError) as error:
+    except (ValueError, OverflowError, KeyError, IndexError) as error:
         raise yaml.MarkedYAMLError(
             problem=f"{node.value[:40]!r} is no {kind}: {error}", problem_mark=node.start_mark
         ) from None

@@ -114,7 +114,8 @@ def rogan_gladen(toxic: FloatArray, labels: FloatArray, asked: SamplingDesign) -
     found = float((weights * said * toxic).sum()) / totals[0]
     called = float((weights * (1 - said) * toxic).sum()) / totals[1]
     share = float(toxic.mean())
-    if found <= called:
+    # A difference that is only rounding would be divided by.
+    if found - called <= 1e-9:
         return None
     true, over = (share - called) / (found - called), found - called
     # What an answer adds to a and to b, and what a labelled one adds to the judge's share.

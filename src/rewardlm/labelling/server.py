@@ -10,7 +10,7 @@ from typing import Annotated, Any
 from fastapi import FastAPI, HTTPException, Query, Request, Response
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field
 
-from rewardlm.errors import DataError
+from rewardlm.errors import DataError, DiskFullError
 from rewardlm.labelling.folder import LabelFolder, labeller_name
 from rewardlm.labelling.session import Session
 from rewardlm.listening import NO_TELEMETRY
@@ -113,5 +113,6 @@ def _told() -> Iterator[None]:
         yield
     except DataError as error:
         raise HTTPException(400, str(error)) from None
-    except OSError as error:
-        raise HTTPException(507, f"the label can't be written: {error.strerror}; make room and try again") from None
+    except (OSError, DiskFullError) as error:
+        why = getattr(error.__cause__ or error, "strerror", None) or error
+        raise HTTPException(507, f"the label can't be written: {why}; make room and try again") from None

@@ -71,8 +71,7 @@ class _Worker:
         import ray
 
         # What the user has named, in the driver's process.
-        NAMED.hosts |= named.hosts
-        NAMED.variables |= named.variables
+        NAMED.add(named)
         self._settings = settings
         self._prompts: list[Prompt] = ray.get(stored)
         device = str(resolve_device(settings.device))

@@ -141,7 +141,11 @@ def replace_adapter(model: Any, folder: Path) -> None:
         folder, safe="the adapter there is as it was" if folder.exists() else "what was written before is safe"
     ):
         shutil.rmtree(temporary, ignore_errors=True)
-        save_adapter(model, temporary)
+        try:
+            save_adapter(model, temporary)
+        except Exception:
+            shutil.rmtree(temporary, ignore_errors=True)  # Half of one only takes room.
+            raise
     folder.mkdir(parents=True, exist_ok=True)
     # Folders can't replace each other at once, but files can. The weights come last: the others say what they said.
     for file in sorted(temporary.iterdir(), key=lambda file: file.suffix == ".safetensors"):

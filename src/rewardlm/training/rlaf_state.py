@@ -8,10 +8,13 @@ from __future__ import annotations
 import json
 import os
 import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 
 from rewardlm.config import Resume
@@ -41,13 +44,26 @@ _OPTIMIZER = "optimizer.safetensors"
 _STATE = "state.json"
 
 
+@contextmanager
+def _told(step: int, folder: Path) -> Iterator[None]:
+    """Inside, a failed write is a TrainingError."""
+    try:
+        yield
+    except (OSError, SafetensorError) as error:
+        raise TrainingError(
+            f"can't write the checkpoint of step {step} ({getattr(error, 'strerror', None) or error}): "
+            f"{what_is_safe(folder)}; run the same command again"
+        ) from error
+
+
 def save_checkpoint(run: Path, step: int, learner: Learner, rewards: RewardModel, order: PromptOrder) -> None:
-    """Write ``run/checkpoints/step-N`` and drop all but the newest two. Raises DiskFullError."""
+    """Write ``run/checkpoints/step-N`` and drop all but the newest two. Raises DiskFullError, and
+    TrainingError where it can't be written for another reason."""
     folder = run / "checkpoints"
     final = folder / f"step-{step:06d}"
     temporary = folder / f"{final.name}.tmp"
     model = learner.policy.model
-    with writing(final, safe=what_is_safe(folder)), nothing_left(temporary):
+    with _told(step, folder), writing(final, safe=what_is_safe(folder)), nothing_left(temporary):
         shutil.rmtree(temporary, ignore_errors=True)
         temporary.mkdir(parents=True)
         save_adapter(model, temporary / "adapter")

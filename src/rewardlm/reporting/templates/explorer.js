@@ -12,7 +12,9 @@
     section.dataset.ready = how;
     section.dispatchEvent(new Event("ready"));
   }
-  explorer.unpack(document.getElementById("explorer-data").textContent).then(begin).catch(function (error) {
+  Promise.resolve().then(function () {
+    return explorer.unpack(document.getElementById("explorer-data").textContent);
+  }).then(begin).catch(function (error) {
     get("wait").textContent = "The answers can’t be shown: " + error.message + ".";
     ready("no");
   });

@@ -48,7 +48,9 @@
   // The texts come first: figures wait until all answers can be searched, and until the reader is near one of them. A
   // link to the answers doesn't need any.
   function begin() {
-    if (!waiting().length) return next();
+    if (begun) return;
+    begun = true;
+    if (!waiting().length || !window.IntersectionObserver) return next();
     var near = new IntersectionObserver(function (canvases) {
       if (!canvases.some(function (canvas) { return canvas.isIntersecting; })) {
         document.documentElement.dataset.figures = "waiting";
@@ -59,9 +61,11 @@
     }, { rootMargin: "100% 0px" });
     waiting().forEach(function (canvas) { near.observe(canvas); });
   }
-  var explorer = document.getElementById("explorer");
-  if (explorer && !explorer.dataset.ready) explorer.addEventListener("ready", begin, { once: true });
-  else begin();
+  var explorer = document.getElementById("explorer"), begun = false;
+  if (explorer && !explorer.dataset.ready) {
+    explorer.addEventListener("ready", begin, { once: true });
+    setTimeout(begin, 10000);  // If it never is.
+  } else begin();
   // The event of an opened fold doesn't bubble, so it is caught on its way down.
   document.addEventListener("toggle", function (event) { if (event.target.open) draw(event.target); }, true);
 
