@@ -3,23 +3,14 @@
 from __future__ import annotations
 
 import json
-import sys
 from pathlib import Path
 
 import pytest
+from in_process import command
 
 from fake_service import Asked, FakeService, Reply
-from rewardlm.cli.app import main
 
 HALF = "\ud800x"
-
-
-def command(*arguments: object) -> int:
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(sys, "argv", ["rewardlm", *map(str, arguments)])
-        with pytest.raises(SystemExit) as end:
-            main()
-    return int(end.value.code or 0)
 
 
 def table(rows: list[dict[str, object]]) -> str:

@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import json
-import sys
 from pathlib import Path
 from typing import Any
 
 import pytest
+from in_process import command
 
 from fake_service import Asked, FakeService, Reply
-from rewardlm.cli.app import main
 from rewardlm.config import keys
 
 CANARY = "a-secret-of-the-user"
@@ -31,14 +30,6 @@ def home(service: FakeService, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) 
     Path("answers.csv").write_text("prompt,response\nhello,hi\n")
     assert command("import", "answers.csv", "--label", "PT", "--out", "run") == 0
     return tmp_path
-
-
-def command(*arguments: object) -> int:
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(sys, "argv", ["rewardlm", *map(str, arguments)])
-        with pytest.raises(SystemExit) as end:
-            main()
-    return int(end.value.code or 0)
 
 
 def judge(url: str, **more: Any) -> dict[str, Any]:

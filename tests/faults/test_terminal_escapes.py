@@ -4,24 +4,15 @@ from __future__ import annotations
 
 import csv
 import json
-import sys
 from pathlib import Path
 
 import pytest
+from in_process import command
 
-from rewardlm.cli.app import main
 from rewardlm.terminal import plain
 
 # Colour; the window's title; C1's control sequence introducer; clear the screen; turn text around; ring.
 BAD = "\x1b[31mred\x1b]0;title\x07\x9b2J\x1b[2J\u202eback\x08"
-
-
-def command(*arguments: object) -> int:
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(sys, "argv", ["rewardlm", *map(str, arguments)])
-        with pytest.raises(SystemExit) as end:
-            main()
-    return int(end.value.code or 0)
 
 
 def assert_tame(captured: object) -> None:

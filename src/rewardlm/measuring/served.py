@@ -21,7 +21,7 @@ from rewardlm.steering.folder import SteerFolder, read_steer_folder
 from rewardlm.steering.record import refuse_strength
 from rewardlm.steering.selection import Chooser, Selection, seed_of
 from rewardlm.steering.system import in_front
-from rewardlm.types import Finish, Generation
+from rewardlm.types import Finish, Generation, is_text
 
 # The finish reason of an answer that a provider's filter took away: nothing is left to judge.
 _FILTERED = "content_filter"
@@ -173,7 +173,7 @@ class ServedEngine:
             text = ""
         if not isinstance(text, str):
             raise Malformed(f"no text in choices[0].message.content: {self._service.scrub(str(reply)[:500])!r}")
-        if _is_broken(text):
+        if not is_text(text):
             raise Malformed("the answer holds half a surrogate pair: no valid text")
         usage = reply.get("usage")
         tokens = usage.get("completion_tokens") if isinstance(usage, dict) else None
@@ -181,11 +181,3 @@ class ServedEngine:
             self._names.add(reply["model"])
         count = int(tokens) if isinstance(tokens, int | float) and math.isfinite(tokens) and tokens >= 0 else 0
         return question.answered(self._label, text, count, _ENDS.get(str(finish)))
-
-
-def _is_broken(text: str) -> bool:
-    try:
-        text.encode()
-    except UnicodeEncodeError:
-        return True
-    return False
