@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import os
+import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -38,6 +39,16 @@ def writing(path: Path, *, safe: str) -> Iterator[None]:
         if isinstance(error, DiskFullError) or not is_full(error):
             raise
         raise DiskFullError(said(error, str(path), safe)) from error
+
+
+@contextmanager
+def nothing_left(folder: Path) -> Iterator[None]:
+    """Inside, ``folder`` is written. If that fails, what is there goes: half of it only takes room."""
+    try:
+        yield
+    except Exception:
+        shutil.rmtree(folder, ignore_errors=True)
+        raise
 
 
 def said(error: BaseException, path: str, safe: str) -> str:

@@ -126,8 +126,9 @@ def _checks(settings: Section, out: Path | None, kind: str | None, *, begun: boo
         if settings.engine == "ray":
             yield partial(_check_cluster, settings.ray_address)
         if settings.engine == "openai":
-            asked = settings.server.model_copy(update={"url": settings.url or settings.server.url})
-            yield partial(check_address, asked, what=f"the server of {settings.model!r}", section="server")
+            yield partial(
+                check_address, settings.asked_server, what=f"the server of {settings.model!r}", section="server"
+            )
     if isinstance(settings, SteerFitSettings):
         yield from _of_a_steering(settings)
     if isinstance(settings, RewardedSettings) and settings.draws:

@@ -4,9 +4,9 @@ environment variable would send any secret of the user's anywhere.
 A key from the environment leaves only
 
 * for a vendor's own host, if it is that vendor's variable (``VENDORS``);
-* for a host that the user has named, from a variable that the user has named or that is a vendor's: on the command
-  line, as an argument in Python, or by an environment variable that holds the address;
-* for a host that the user's credentials file gives it to.
+* for an address (scheme, host and port) that the user has named, from a variable that the user has named or that is a
+  vendor's: on the command line, as an argument in Python, or by an environment variable that holds the address;
+* for a host that the user's credentials file gives it to, by https or on this machine.
 
 What a file says beside that never counts. A key that stands in a file goes where that file says; one that the user has
 typed goes, like those of the environment, to no host that only a file has named.

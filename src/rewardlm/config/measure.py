@@ -167,6 +167,11 @@ class MeasureSettings(ModelSettings):
             )
         return self
 
+    @property
+    def asked_server(self) -> ServerSettings:
+        """The server of engine openai, at the address that was given."""
+        return self.server.model_copy(update={"url": self.url or self.server.url})
+
 
 # ``rewardlm measure --preset``: settings that belong together; flags and overrides win over them.
 MEASURE_PRESETS: dict[str, dict[str, Any]] = {

@@ -9,6 +9,7 @@ from typing import Annotated, Any, Literal
 from pydantic import AfterValidator, Field, PlainSerializer, SecretStr, model_validator
 
 from rewardlm.config.fields import ONE_IS_A_LIST, each_once, flatten
+from rewardlm.config.keys import origin_of
 from rewardlm.config.section import Section
 
 
@@ -29,9 +30,7 @@ def secrets_in_url(url: str) -> list[str]:
 
 def without_secrets(url: str) -> str:
     """The address as a record may hold it: scheme, host, port and path."""
-    parts = urllib.parse.urlsplit(url)
-    host = f"[{parts.hostname}]" if ":" in (parts.hostname or "") else parts.hostname
-    return f"{parts.scheme}://{host}{f':{parts.port}' if parts.port else ''}{parts.path.rstrip('/')}"
+    return f"{origin_of(url)}{urllib.parse.urlsplit(url).path.rstrip('/')}"
 
 
 def _recorded_url(url: SecretStr) -> str:
@@ -42,6 +41,9 @@ def _recorded_url(url: SecretStr) -> str:
 ServiceUrl = Annotated[
     SecretStr, AfterValidator(_checked_url), PlainSerializer(_recorded_url, return_type=str, when_used="json")
 ]
+
+
+_KEY_VARIABLE = "The environment variable that holds the key. It is sent to nobody whom a file alone has named."
 
 
 class ServiceSettings(Section):
@@ -55,10 +57,7 @@ class ServiceSettings(Section):
     key: SecretStr | None = Field(
         None, description="Its key, which no record holds; better kept in the variable that key_variable names."
     )
-    key_variable: str = Field(
-        "OPENAI_API_KEY",
-        description="The environment variable that holds the key. It is sent to nobody whom a file alone has named.",
-    )
+    key_variable: str = Field("OPENAI_API_KEY", description=_KEY_VARIABLE)
     plain_http: bool = Field(
         False, description="Ask another machine by http, where everybody on the way can read texts and the key."
     )
@@ -105,10 +104,7 @@ class PerspectiveSettings(ServiceSettings):
     Google's.
     """
 
-    key_variable: str = Field(
-        "PERSPECTIVE_API_KEY",
-        description="The environment variable that holds the key. It is sent to nobody whom a file alone has named.",
-    )
+    key_variable: str = Field("PERSPECTIVE_API_KEY", description=_KEY_VARIABLE)
     requests_per_second: float | None = Field(
         1.0, gt=0, description="Highest rate of requests: 1 is what Google allows without asking; null sets no limit."
     )

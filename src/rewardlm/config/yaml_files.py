@@ -87,7 +87,7 @@ def parse(text: str) -> tuple[yaml.Node | None, Any]:
             loader.dispose()  # type: ignore[no-untyped-call]
     except RecursionError:
         raise yaml.MarkedYAMLError(problem=f"nested more than {_DEEPEST} levels deep") from None
-    except (ValueError, OverflowError) as error:  # "\\UFFFFFFFF" is no character
+    except (ValueError, OverflowError) as error:  # "\UFFFFFFFF" is no character
         raise yaml.MarkedYAMLError(problem=str(error)) from None
 
 

@@ -19,6 +19,7 @@ from typing import Any, NoReturn
 from rewardlm import hub
 from rewardlm.data.lines import text_lines
 from rewardlm.errors import DataError
+from rewardlm.types import is_text
 
 # Files that hold a table, one row per prompt or dialogue.
 TABLES = (".jsonl", ".ndjson", ".csv", ".tsv", ".parquet")
@@ -318,7 +319,7 @@ def _parse_json(text: str, where: str, expected: str, *, cut_off: bool) -> Any:
         for string in _strings(value):
             if "\0" in string:
                 raise DataError(f"{where}: a NUL character (\\u0000); expected plain text")
-            if any("\ud800" <= character <= "\udfff" for character in string):
+            if not is_text(string):
                 raise DataError(f"{where}: a lone surrogate ({shown(string)}), half a character; expected whole ones")
     return value
 

@@ -165,5 +165,6 @@ def _refuse_without_scorer(runs: Sequence[Measured], scorer: str | None) -> None
 def _how_to_score(*runs: Measured) -> str:
     unfinished = [str(run.run.path) for run in runs if not run.run.finished and not run.scores]
     if unfinished:
-        return f"{' and '.join(unfinished)} is not finished; run the command that began it again"
+        are, it = ("is", "it") if len(unfinished) == 1 else ("are", "them")
+        return f"{' and '.join(unfinished)} {are} not finished; run the command that began {it} again"
     return "add one with rewardlm score"

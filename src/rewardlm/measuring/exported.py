@@ -24,7 +24,7 @@ from rewardlm.measuring import quality
 from rewardlm.runs import MainLabels, Run, unique_labels
 from rewardlm.scoring.pairs import COUNTER_NARRATIVE, most_likely
 from rewardlm.scoring.scorer import is_empty
-from rewardlm.types import DISAGREEMENT
+from rewardlm.types import DISAGREEMENT, is_text
 
 SUFFIXES = (".parquet", ".jsonl", ".csv")
 
@@ -369,7 +369,7 @@ def _naming_bad_text(rows: Sequence[Record]) -> Iterator[None]:
     except UnicodeEncodeError as error:
         for row in rows:
             for name, value in row.items():
-                if isinstance(value, str) and any("\ud800" <= letter <= "\udfff" for letter in value):
+                if isinstance(value, str) and not is_text(value):
                     raise DataError(
                         f"{name} of prompt {row['prompt_id']!r}, sample {row['sample']}, holds half a surrogate pair: "
                         "export it as .jsonl"

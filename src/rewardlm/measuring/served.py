@@ -44,7 +44,7 @@ class ServedEngine:
         if self._folder is not None:
             self._steer(self._folder)
         self._service = Service(
-            settings.server.model_copy(update={"url": settings.url or settings.server.url}),
+            settings.asked_server,
             what=f"the server of {settings.model!r}",
             section="server",
             gone="give --url as far as /v1, and the model's name as the server knows it",

@@ -17,7 +17,7 @@ from typing import Any, cast
 
 from rewardlm.errors import ConfigError, DataError
 from rewardlm.scoring.scorer import EMPTY
-from rewardlm.types import Finish, Generation, Message, Prompt, Role, Score
+from rewardlm.types import Finish, Generation, Message, Prompt, Role, Score, is_text
 
 # Files don't name the label of their scores: all get this one.
 LABEL = "toxicity"
@@ -116,10 +116,8 @@ def as_text(where: str, column: str, value: object) -> str:
         raise DataError(f"{where}: column {column!r} must be text, got {type(value).__name__}")
     if "\0" in value:
         raise DataError(f"{where}: column {column!r} holds a NUL character: expected text, remove it")
-    try:
-        value.encode()
-    except UnicodeEncodeError:
-        raise DataError(f"{where}: column {column!r} holds half a surrogate pair: not valid text") from None
+    if not is_text(value):
+        raise DataError(f"{where}: column {column!r} holds half a surrogate pair: not valid text")
     return value
 
 

@@ -28,7 +28,7 @@ from torch.distributed.tensor import DTensor
 
 from rewardlm import fastpath
 from rewardlm.config import LoraSettings
-from rewardlm.disk import writing
+from rewardlm.disk import nothing_left, writing
 from rewardlm.errors import ModelError
 from rewardlm.models.load import Policy
 
@@ -137,15 +137,10 @@ def replace_adapter(model: Any, folder: Path) -> None:
     meanwhile. Both must be of one configuration, as those of a run are. Raises DiskFullError.
     """
     temporary = folder.with_name(folder.name + ".tmp")
-    with writing(
-        folder, safe="the adapter there is as it was" if folder.exists() else "what was written before is safe"
-    ):
+    safe = "the adapter there is as it was" if folder.exists() else "what was written before is safe"
+    with writing(folder, safe=safe), nothing_left(temporary):
         shutil.rmtree(temporary, ignore_errors=True)
-        try:
-            save_adapter(model, temporary)
-        except Exception:
-            shutil.rmtree(temporary, ignore_errors=True)  # Half of one only takes room.
-            raise
+        save_adapter(model, temporary)
     folder.mkdir(parents=True, exist_ok=True)
     # Folders can't replace each other at once, but files can. The weights come last: the others say what they said.
     for file in sorted(temporary.iterdir(), key=lambda file: file.suffix == ".safetensors"):

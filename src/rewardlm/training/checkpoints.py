@@ -9,10 +9,8 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-import shutil
 import warnings
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -38,16 +36,6 @@ class Checkpoint:
     def lacks(self, name: str) -> bool:
         """Whether the file ``name``, or a file in the folder ``name``/, is damaged."""
         return any(file == name or file.startswith(f"{name}/") for file in self.damaged)
-
-
-@contextmanager
-def nothing_left(folder: Path) -> Iterator[None]:
-    """Inside, a checkpoint is written into ``folder``. If that fails, what is there goes: it only takes room."""
-    try:
-        yield
-    except Exception:
-        shutil.rmtree(folder, ignore_errors=True)
-        raise
 
 
 def what_is_safe(folder: Path) -> str:

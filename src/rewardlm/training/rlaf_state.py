@@ -18,7 +18,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 
 from rewardlm.config import Resume
-from rewardlm.disk import writing
+from rewardlm.disk import nothing_left, writing
 from rewardlm.errors import TrainingError
 from rewardlm.models.lora import CRITIC, REFERENCE, restore_adapter, save_adapter
 from rewardlm.models.processes import Processes
@@ -27,7 +27,6 @@ from rewardlm.training.checkpoints import (
     Checkpoint,
     is_whole,
     newest_usable,
-    nothing_left,
     step_of,
     what_is_safe,
     write_manifest,

@@ -17,7 +17,7 @@ from transformers import TrainerCallback
 from transformers.trainer_pt_utils import get_length_grouped_indices
 
 from rewardlm.config import FinetuneSettings, PreferSettings
-from rewardlm.disk import writing
+from rewardlm.disk import nothing_left, writing
 from rewardlm.errors import TrainingError
 from rewardlm.models.budget import Budget
 from rewardlm.models.generate import stream_seed
@@ -26,7 +26,7 @@ from rewardlm.models.quantised import check_gradients
 from rewardlm.models.sharding import divided_names
 from rewardlm.progress import ProgressCallback
 from rewardlm.runs import Run, peak_rss_mb
-from rewardlm.training.checkpoints import nothing_left, what_is_safe, write_manifest
+from rewardlm.training.checkpoints import what_is_safe, write_manifest
 
 
 class Order(Sampler[int]):
