@@ -201,9 +201,10 @@ class Soak:
         mount = ["mount", "-t", "tmpfs", "-o", "size=400m", "tmpfs", str(self.disk)]
         return subprocess.run(mount, capture_output=True).returncode == 0
 
-    def resize(self, size: int) -> None:
-        """Give the disk so many bytes."""
-        subprocess.run(["mount", "-o", f"remount,size={size}", str(self.disk)], check=True)
+    def resize(self, size: int) -> bool:
+        """Give the disk so many bytes. Not if more are in use."""
+        mount = ["mount", "-o", f"remount,size={size}", str(self.disk)]
+        return subprocess.run(mount, capture_output=True).returncode == 0
 
     def command(self, name: str, long: bool, out: Path) -> list[str]:
         """The arguments of a run."""
@@ -310,8 +311,10 @@ class Soak:
         elif fault == "judge raises":
             (self.home / "trouble").touch()
         elif fault == "full disk":
-            used = sum(file.stat().st_blocks * 512 for file in self.disk.rglob("*") if file.is_file())
-            self.resize(used + rng.randrange(4096, 200_000, 4096))
+            room = rng.randrange(4096, 200_000, 4096)
+            # The run writes meanwhile.
+            while not self.resize(psutil.disk_usage(str(self.disk)).used + room):
+                time.sleep(0.01)
         elif fault == "server hangs":
             self.server.hang(rng.uniform(1, 12))
         elif fault == "server killed":
@@ -329,8 +332,8 @@ class Soak:
 
     def _undo(self) -> None:
         (self.home / "trouble").unlink(missing_ok=True)
-        if self.mounted:
-            self.resize(400_000_000)
+        if self.mounted and not self.resize(400_000_000):
+            sys.exit(f"{self.disk} can't be made larger again")
 
     def _end_of(self, process: psutil.Popen, found: Round) -> int:
         if self._still_runs(process, TOO_LONG):

@@ -555,3 +555,22 @@ def test_fiellers_interval_within_bounds_is_that_of_the_accepted_values_within_t
         if abs(over * (quotient - tried)) <= stats.t.ppf(0.975, 30) * error:
             accepted.append(tried)
     assert found == pytest.approx((min(accepted), max(accepted)), abs=1e-4)
+
+
+def test_a_lopsided_quotients_interval_reaches_further_on_that_side() -> None:
+    """With a denominator that is certain it is Johnson's t interval: the shift is μ₃ (1 + 2 t²) / (6 V)."""
+    fixed = np.random.default_rng(3).normal(0, 0.004, 60)
+    error = (60 / 59 * ((fixed - fixed.mean()) ** 2).sum()) ** 0.5
+    t = stats.t.ppf(0.975, 59)
+    third = 0.4 * error**3
+    shift = third * (1 + 2 * t**2) / (6 * error**2) / 0.5
+    low, high = 0.3 - t * error / 0.5, 0.3 + t * error / 0.5
+    # In units of the quotient, of which the numerator is half.
+    arguments = {"freedom": 59.0, "third_moment": third / 0.5**3}
+    assert fieller_ci95(0.3, 0.5, fixed, np.zeros(60), **arguments) == pytest.approx((low, high + shift))
+    arguments["third_moment"] *= -1
+    assert fieller_ci95(0.3, 0.5, fixed, np.zeros(60), **arguments) == pytest.approx((low - shift, high))
+    # However lopsided, by no more than its own reach, and not beyond its bounds.
+    arguments["third_moment"] = 1.0
+    assert fieller_ci95(0.3, 0.5, fixed, np.zeros(60), **arguments) == pytest.approx((low, 2 * high - 0.3))
+    assert fieller_ci95(0.3, 0.5, fixed, np.zeros(60), within=(0, 0.31), **arguments)[1] == 0.31

@@ -204,9 +204,16 @@ def estimated_share_ci95(
     if third_moment is None or variance <= 0:
         return low, high
     of_a_count = (1 - 2 * share) * variance**2 / (share * (1 - share))
-    reach = t * variance**0.5
-    shift = min(reach, max(-reach, (third_moment - of_a_count) * (1 + 2 * t**2) / (6 * variance)))
+    shift = _shift(third_moment - of_a_count, variance, t)
     return max(0.0, low + min(0.0, shift)), min(1.0, high + max(0.0, shift))
+
+
+def _shift(third_moment: float, variance: float, t: float) -> float:
+    """By how much Johnson (1978, Journal of the American Statistical Association 73:536-544) moves a t interval of an
+    estimate with this third moment and variance: a reach of the interval at most.
+    """
+    reach = t * variance**0.5
+    return float(min(reach, max(-reach, third_moment * (1 + 2 * t**2) / (6 * variance))))
 
 
 def share_ci95_redrawn(
@@ -728,6 +735,7 @@ def fieller_ci95(
     *,
     freedom: float,
     more_variance: float = 0.0,
+    third_moment: float = 0.0,
     within: tuple[float, float] = (-math.inf, math.inf),
 ) -> tuple[float, float]:
     """95 % interval of a ``quotient`` u / v, where v, ``over``, is uncertain (Fieller 1954, Journal of the Royal
@@ -736,10 +744,12 @@ def fieller_ci95(
 
     For any π, u - π·v is the sum over N prompts of ``fixed`` + π·``slope``, Float[N] each, up to a constant; the
     quotient varies by ``more_variance`` besides. Where v itself can't be told from zero, all π may do, or all but those
-    between two.
+    between two. If the quotient is lopsided, by ``third_moment``, E of (estimate - quotient)³, the interval reaches
+    further on that side, by as much as Johnson (1978) moves one.
     """
     n = len(fixed)
-    t2 = _t_quantile(min(n - 1, freedom)) ** 2
+    t = _t_quantile(min(n - 1, freedom))
+    t2 = t**2
     one, two = fixed - fixed.mean(), slope - slope.mean()
     of_fixed, of_both, of_slope = (float((a * b).sum()) * n / (n - 1) for a, b in ((one, one), (one, two), (two, two)))
     of_fixed += more_variance * over**2
@@ -753,7 +763,9 @@ def fieller_ci95(
         return within
     one_end, other_end = sorted(((half - under**0.5) / square, (half + under**0.5) / square))
     if square > 0:
-        return max(low, one_end), min(high, other_end)
+        variance = (of_fixed + 2 * quotient * of_both + quotient**2 * of_slope) / over**2
+        shift = _shift(third_moment, variance, t) if variance > 0 else 0.0
+        return max(low, one_end + min(0.0, shift)), min(high, other_end + max(0.0, shift))
     return (low if one_end >= low else max(low, other_end)), (high if other_end <= high else min(high, one_end))
 
 

@@ -12,6 +12,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import TypedDict
 
 import numpy as np
 
@@ -39,6 +40,14 @@ from rewardlm.stats import (
 FEWEST = 10
 # With fewer labels of the rarer kind, a change is not yet normally distributed.
 _RARE = 5
+
+
+class _Known(TypedDict):
+    """What the intervals of ``stats`` need to know of an estimate."""
+
+    freedom: float
+    more_variance: float
+    third_moment: float
 
 
 @dataclass(frozen=True, slots=True)
@@ -228,25 +237,18 @@ def share_by_labels(table: Labelled, method: CorrectionMethod, cells: BoolArray)
 
 def _share(found: Corrected, cells: BoolArray) -> CorrectedShare:
     """What an estimate of ``cells`` says of their share. A quotient's interval is Fieller's, which knows how uncertain
-    the divisor is, and that for the sums, which knows that a share is lopsided.
+    the divisor is; where the quotient is 0 or 1 or beyond, it holds the one of a share that is estimated so, too.
     """
     sums, counts = _by_prompt(found.z, cells), cells.sum(axis=1)
     share = float(sums.sum() / counts.sum())
-    more = found.unseen_variance
-    ends = estimated_share_ci95(
-        sums,
-        counts,
-        labels=found.labels,
-        freedom=found.freedom,
-        more_variance=more,
-        third_moment=found.label_third_moment,
-    )
+    known: _Known = {
+        "freedom": found.freedom, "more_variance": found.unseen_variance, "third_moment": found.label_third_moment
+    }  # fmt: skip
+    ends = estimated_share_ci95(sums, counts, labels=found.labels, **known)
     if ends is not None and found.quotient is not None:
         one, two = (_by_prompt(part, cells) for part in (found.quotient.fixed, found.quotient.slope))
-        wider = fieller_ci95(
-            share, found.quotient.over, one, two, freedom=found.freedom, more_variance=more, within=(0.0, 1.0)
-        )
-        ends = min(ends[0], wider[0]), max(ends[1], wider[1])
+        quotients = fieller_ci95(share, found.quotient.over, one, two, within=(0.0, 1.0), **known)
+        ends = quotients if 0 < share < 1 else (min(ends[0], quotients[0]), max(ends[1], quotients[1]))
     return CorrectedShare(held(share), ends, found.labels)
 
 
