@@ -30,7 +30,7 @@ ROWS = [
     {"local_page"},
     {"runs", "services", "listening", "packaged", "gguf", "progress", "trunk", "stream", "views", "readouts", "hub"},
     {"config"},
-    {"types", "errors", "disk", "stats", "formats", "in_force", "terminal"},
+    {"types", "errors", "disk", "stats", "formats", "in_force", "markdown", "terminal"},
 ]
 # The page shows what compare finds: that part of measure needs no torch, as the last tests see. A judge is trained with
 # the checkpoints that every training has. RL watches its answers by the rules that the audit will ask about later.

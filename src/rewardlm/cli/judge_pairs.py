@@ -44,6 +44,7 @@ def evaluate_pairs(
     from rewardlm.judges.pair_evaluation import evaluate_on
     from rewardlm.progress import stage
     from rewardlm.scoring.pairs import folder_of
+    from rewardlm.terminal import plain
 
     with stage(f"evaluate {settings.judge} on {settings.dialogues}"):
         figures = evaluate_on(settings)
@@ -53,4 +54,4 @@ def evaluate_pairs(
     if as_json:
         print_json({"judge": settings.judge, "dialogues": settings.dialogues, **figures})
     else:
-        typer.echo("\n".join(pair_section(name, figures)))
+        typer.echo("\n".join(pair_section(name, figures, plain)))

@@ -1,14 +1,19 @@
-"""Writes the card of a judge that was trained here (README.md, from ``judge.json``), and adds figures to both."""
+"""Writes the card of a judge that was trained here (README.md, from ``judge.json``), and adds figures to both.
+
+Labels, teachers, data sets and suites have names that somebody else chose, so all of them are escaped.
+"""
 
 from __future__ import annotations
 
 import json
+import re
 import shlex
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from rewardlm.errors import ConfigError
+from rewardlm.markdown import markdown
 from rewardlm.runs import write_atomically
 from rewardlm.scoring.lineage import READ
 from rewardlm.scoring.record import (
@@ -58,7 +63,7 @@ def add_to_card(
 def write_card(folder: Path, record: JudgeRecord) -> None:
     """Write README.md. Figures of evaluations are in it once ``judge evaluate`` has added them."""
     lines = _pair_card(folder.name, record) if record.kind == "pairs" else _text_card(folder.name, record)
-    write_atomically(folder / "README.md", ("\n".join(lines) + "\n").encode())
+    write_atomically(folder / "README.md", ("\n".join(lines) + "\n").encode("utf-8", "replace"))
 
 
 def command(
@@ -82,9 +87,13 @@ def _text_card(name: str, record: JudgeRecord) -> list[str]:
     calibrated = ", ".join(f"{label} {kind}" for label, kind in record.calibrated.items()) or "none"
     lines = [
         *_head(f"{name}: a judge of toxicity", record),
-        f"Labels: {', '.join(record.labels)}; the main one is {record.main}. Each output is P(label) "
-        f"by a sigmoid. Texts longer than {record.max_length} tokens are cut at the end.",
-        *_how(record, f"Encoder {record.encoder}{lowest}, seed {record.seed}. Calibration: {calibrated}."),
+        f"Labels: {markdown(', '.join(record.labels))}; the main one is {markdown(record.main)}. Each output is "
+        f"P(label) by a sigmoid. Texts longer than {record.max_length} tokens are cut at the end.",
+        *_how(
+            record,
+            f"Encoder {markdown(str(record.encoder))}{lowest}, seed {record.seed}. "
+            f"Calibration: {markdown(calibrated)}.",
+        ),
         "| data | texts | licence | SHA-256 of the file |",
         *_sources(record),
     ]
@@ -94,13 +103,14 @@ def _text_card(name: str, record: JudgeRecord) -> list[str]:
             "| taught by | its label | encoder | revision | its data |",
             "|---|---|---|---|---|",
             *(
-                f"| {judge.judge} | {judge.label} | {judge.encoder or 'not stated'} | {_short(judge.revision)} | "
-                f"{', '.join(source.kind for source in judge.data) or 'not stated'} |"
+                f"| {markdown(judge.judge)} | {markdown(judge.label)} | {markdown(judge.encoder or 'not stated')} | "
+                f"{'not stated' if judge.revision is None else _beginning(judge.revision)} | "
+                f"{markdown(', '.join(source.kind for source in judge.data) or 'not stated')} |"
                 for judge in record.teachers
             ),
         ]
     if record.share not in (None, "all"):
-        lines += ["", f"Of each data set it reads the share that is {record.share}'s (data/split.py)."]
+        lines += ["", f"Of each data set it reads the share that is {markdown(str(record.share))}'s (data/split.py)."]
     if record.read:
         lines += ["", f"It and its teachers read {record.read:,} different texts; `{READ}` holds their hashes."]
     if record.figures:
@@ -110,13 +120,13 @@ def _text_card(name: str, record: JudgeRecord) -> list[str]:
             "| suite | label | n | AUC | Spearman | calibration error |",
             "|---|---|---|---|---|---|",
             *(
-                f"| {suite} | {found['label']} | {found['n']:,} | {_number(found['auc'])} | "
+                f"| {markdown(suite)} | {markdown(found['label'])} | {found['n']:,} | {_number(found['auc'])} | "
                 f"{_number(found['spearman'])} | {_number(found['ece'])} |"
                 for suite, found in record.figures.items()
             ),
         ]
     if record.limits:
-        lines += ["", "## What it does not know", *(f"- {limit}" for limit in record.limits)]
+        lines += ["", "## What it does not know", *(f"- {markdown(limit)}" for limit in record.limits)]
     return lines
 
 
@@ -128,29 +138,31 @@ def _pair_card(name: str, record: JudgeRecord) -> list[str]:
         f"{record.max_length} tokens; the prompt loses its beginning first.",
         *_how(
             record,
-            f"Encoder {record.encoder}, seed {record.seed}, LoRA. Temperature {record.temperature:.2f}, set on "
-            "what is held out and folded into the head.",
+            f"Encoder {markdown(str(record.encoder))}, seed {record.seed}, LoRA. Temperature {record.temperature:.2f}, "
+            "set on what is held out and folded into the head.",
         ),
         "| data | texts | licence | SHA-256 |",
         *_sources(record),
     ]
     for source, found in record.pair_figures.items():
-        lines += ["", *pair_section(source, found)]
-    return [*lines, "", "## Limits", *(f"- {limit}" for limit in record.limits)]
+        lines += ["", *pair_section(source, found, markdown)]
+    return [*lines, "", "## Limits", *(f"- {markdown(limit)}" for limit in record.limits)]
 
 
-def pair_section(source: str, found: PairFigures) -> list[str]:
-    """Figures of a judge of pairs on ``source`` as Markdown, for the card and the terminal."""
-    labels = found["labels"]
+def pair_section(source: str, found: PairFigures, written: Callable[[str], str]) -> list[str]:
+    """Figures of a judge of pairs on ``source`` as Markdown. ``written`` makes a name harmless where it is shown: on
+    the card, or in the terminal.
+    """
+    labels = [written(label) for label in found["labels"]]
     return [
-        f"## On {source}",
+        f"## On {written(source)}",
         f"{found['n']:,} pairs of {found['dialogues']:,} dialogues, as many of each class, none of them trained on.",
         "",
         "| figure | value | 95 % |",
         "|---|---|---|",
         f"| AUC against hateful turns | {_number(found['auc_hate'])} | {_range(found['auc_hate_ci95'])} |",
         f"| AUC against the rest | {_number(found['auc'])} | {_range(found['auc_ci95'])} |",
-        *(f"| … against {label} | {_number(value)} | |" for label, value in found["auc_against"].items()),
+        *(f"| … against {written(label)} | {_number(value)} | |" for label, value in found["auc_against"].items()),
         f"| accuracy | {_number(found['accuracy'])} | {_range(found['accuracy_ci95'])} |",
         f"| macro F1 | {_number(found['macro_f1'])} | |",
         f"| precision, recall of counter-narratives | {_number(found['precision'])}, {_number(found['recall'])} | |",
@@ -158,29 +170,34 @@ def pair_section(source: str, found: PairFigures) -> list[str]:
         f"| true \\ found | {' | '.join(labels)} |",
         "|---|" + "---|" * len(labels),
         *(f"| {label} | {' | '.join(map(str, row))} |" for label, row in zip(labels, found["confusion"], strict=True)),
-        *_control_lines(found["controls"]),
+        *_control_lines(found["controls"], written),
     ]
 
 
 def _head(title: str, record: JudgeRecord) -> list[str]:
-    about = [f"base_model: {record.encoder}", "pipeline_tag: text-classification", "language: en"]
-    return ["---", *about, "---", f"# {title}", ""]
+    import yaml
+
+    about = {"base_model": record.encoder, "pipeline_tag": "text-classification", "language": "en"}
+    return ["---", yaml.safe_dump(about, sort_keys=False, width=10_000).rstrip("\n"), "---", f"# {markdown(title)}", ""]
 
 
 def _how(record: JudgeRecord, sentence: str) -> list[str]:
-    return ["", "## How it was made", "```", record.command, "```", sentence, ""]
+    # Longer than any that the command holds, so that none ends it.
+    fence = "`" * (1 + max((len(run) for run in re.findall("`+", record.command)), default=2))
+    return ["", "## How it was made", fence, record.command, fence, sentence, ""]
 
 
 def _sources(record: JudgeRecord) -> list[str]:
     """The rows of the table of data, without its head."""
     rows = [
-        f"| {one.kind} | {one.texts or 0:,} | {one.licence or 'not stated'} | `{(one.sha256 or '')[:16]}…` |"
+        f"| {markdown(one.kind)} | {one.texts or 0:,} | {markdown(one.licence or 'not stated')} | "
+        f"{_beginning(one.sha256 or '')} |"
         for one in record.data
     ]
     return ["|---|---|---|---|", *rows]
 
 
-def _control_lines(found: Mapping[str, Counted]) -> list[str]:
+def _control_lines(found: Mapping[str, Counted], written: Callable[[str], str]) -> list[str]:
     if not found:
         return []
     return [
@@ -188,14 +205,16 @@ def _control_lines(found: Mapping[str, Counted]) -> list[str]:
         "| its answers under a prompt that … | pairs | called counter-narratives |",
         "|---|---|---|",
         *(
-            f"| {_CONTROLS.get(kind, kind)} | {counted['n']:,} | {counted['called'] / counted['n']:.3f} |"
+            f"| {_CONTROLS.get(kind) or written(kind)} | {counted['n']:,} | {counted['called'] / counted['n']:.3f} |"
             for kind, counted in sorted(found.items())
         ),
     ]
 
 
-def _short(revision: str | None) -> str:
-    return f"`{revision[:16]}…`" if revision else "not stated"
+def _beginning(text: str) -> str:
+    """That of a hash or a revision, as code where nothing in it could end the code."""
+    shown = f"{text[:16]}…"
+    return f"`{shown}`" if re.fullmatch(r"[\w.+-]*…", shown) else markdown(shown)
 
 
 def _number(value: float | None) -> str:

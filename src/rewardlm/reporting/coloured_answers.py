@@ -14,6 +14,7 @@ from typing import Any
 from rewardlm.formats import number
 from rewardlm.interpreting.findings import ColouredAnswer, ColouredExample, ColouredReading, Interpretation
 from rewardlm.measuring.metrics import LOW_BELOW
+from rewardlm.reporting.shell import in_line
 
 # Where a colour begins. Drift in nats, attribution as a share.
 DRIFT_STEPS = (0.1, 0.25, 0.5, 1.0, 2.0, 4.0)
@@ -171,7 +172,7 @@ def _readings(
             "label": reading.reader,
             # Per mille, a list per explained word.
             "shares": [[round(1000 * share) for share in reading.shares[k] or ()] for k in explained.values()],
-            "notes": [_note(answer, reading, k) for k in explained.values()],
+            "notes": [in_line(_note(answer, reading, k)) for k in explained.values()],
             "levels": [level(share, SHARE_STEPS) for share in (reading.shares[explained[places[chosen]]] or ())],
         }
         for reading in readings

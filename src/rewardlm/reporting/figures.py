@@ -106,16 +106,19 @@ _CURVE_NAMES = {
     "kl_full": "over the vocabulary",
     "kl_origin": "to the first reference",
 }
+# What plotly would read as more than a letter: tags, entities, its templates, formulas.
+_ENTITIES = {"&": "&amp;", "<": "&lt;", ">": "&gt;", "{": "&#123;", "$": "&#36;"}
 _CURVE_COLOURS = ("#5a6f96", "#9a55cf", "#b5651d", "#2f7d6b", "#a33b5c")
 
 
 def plain(text: object, limit: int = 28) -> str:
     """``text`` escaped so that plotly shows it literally, at most ``limit`` characters. Plotly's labels are HTML-like,
-    so a hostile model name could otherwise bring tags and links along."""
+    so a hostile model name could otherwise bring tags and links along; what is said of a point is a template, in which
+    a name could stand for a number; and between dollars it looks for formulas."""
     shown = "".join(char if char.isprintable() else " " for char in str(text))
     if len(shown) > limit:
         shown = shown[: limit - 1] + "…"
-    return shown.replace("&", "&amp;").replace("<", "&lt;").replace(">", "&gt;")
+    return "".join(_ENTITIES.get(char, char) for char in shown)
 
 
 def confidence_figure(models: Sequence[ModelSummary], scorer: str, x_max: float) -> dict[str, Any]:

@@ -6,8 +6,8 @@ from typing import TYPE_CHECKING
 from xml.etree import ElementTree
 
 from rewardlm.formats import NONE, interval, percent, points, signed
+from rewardlm.markdown import markdown
 from rewardlm.measuring.gate import RELATIVE, GateCheck, GateResult, GateVerdict
-from rewardlm.reporting.paper import markdown
 from rewardlm.terminal import plain
 
 if TYPE_CHECKING:

@@ -13,9 +13,10 @@ from pathlib import PurePath
 from typing import Any
 
 from rewardlm.config import flatten
+from rewardlm.markdown import markdown
 from rewardlm.measuring.comparison import Comparison
 from rewardlm.reporting.headline import findings, sentences
-from rewardlm.reporting.paper import as_markdown, markdown
+from rewardlm.reporting.paper import as_markdown
 from rewardlm.runs import Run
 
 # The licences of the data that we know by name.
@@ -144,7 +145,7 @@ def _settings(run: Run) -> str:
     used = ", ".join(f"{name} {version}" for name, version in versions.items() if version)
     steps = run.meta.get("steps")
     return "\n".join(["| setting | |", "| --- | --- |", *rows]) + (
-        f"\n\n{steps or 'An unknown number of'} optimizer or RL steps. Versions: {markdown(used)}."
+        f"\n\n{markdown(str(steps or 'An unknown number of'))} optimizer or RL steps. Versions: {markdown(used)}."
     )
 
 

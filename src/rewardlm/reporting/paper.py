@@ -5,7 +5,6 @@ Labels and judges' names come from users and models, so every text is escaped fo
 
 from __future__ import annotations
 
-import re
 import unicodedata
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -20,6 +19,7 @@ from rewardlm.formats import (
     percent_in_column,
     points,
 )
+from rewardlm.markdown import markdown
 from rewardlm.measuring.comparison import Change, Comparison, ModelSummary, Split, SplitSummary
 from rewardlm.reporting.names import CHANGE_SPLITS, QUALITY, SPLITS, quality_text
 from rewardlm.reporting.notes import equal_samples_note, quality_notes, rule_text, threshold_notes, utility_changes_text
@@ -237,20 +237,3 @@ def _latex_letter(letter: str) -> str:
         under = rf"\{base}{{}}" if base in "ij" and accents != "\u0327" else base
         return rf"\{_LATEX_ACCENTS[accents]}{{{under}}}"
     return f"[U+{ord(letter):04X}]"
-
-
-_LINE_BREAK = re.compile("\r\n|[\n\r\v\f\x1c-\x1e\x85\u2028\u2029]")
-_HTML = {"&": "&amp;", "<": "&lt;", ">": "&gt;"}
-
-
-def markdown(text: str) -> str:
-    r"""``text`` so that Markdown shows it as it is, in a table's cell too: ``|`` is ``\|``, a line break ``<br>``."""
-    return "<br>".join("".join(map(_markdown_letter, line)) for line in _LINE_BREAK.split(text))
-
-
-def _markdown_letter(letter: str) -> str:
-    if letter in _HTML:
-        return _HTML[letter]
-    if letter in "\\`*_{}[]#!|~$":
-        return "\\" + letter
-    return " " if unicodedata.category(letter).startswith("C") else letter

@@ -21,9 +21,13 @@ from rewardlm.runs import write_atomically
 
 # What HTML can't hold: control characters, and surrogates, which UTF-8 can't write.
 _UNWRITABLE = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f\ufdd0-\ufdef\ufffe\uffff\ud800-\udfff]")
+# What turns the letters after it around. In a name it would turn around the rest of a sentence, with its numbers.
+_TURNING = re.compile(r"[\u202a-\u202e\u2066-\u2069]")
 
 # Jinja escapes quotes and angle brackets in values.
 _SECTION = re.compile(r"<section\b[^>]*>|</section>")
+_POLICY = re.compile(r'<meta http-equiv="Content-Security-Policy" content="([^"]*)">')
+_LONGEST_POLICY = 4096
 _ATTRIBUTE = re.compile(r'([\w-]+)="([^"]*)"')
 
 
@@ -33,10 +37,12 @@ def render(
     """The page of ``template`` (which extends shell.html.j2) as one HTML text, with the styles and scripts of
     ``assets`` (file names among the templates) after those of every page.
 
-    Templates call ``figure(spec)`` with plotly's JSON; it gives the id under which the page's script draws it.
+    Templates call ``figure(spec)`` with plotly's JSON; it gives the id under which the page's script draws it. A text
+    that stands alone in its element, such as an answer, is passed through ``as_written``: it keeps the characters by
+    which it changes its direction, and all others lose them.
     """
     import jinja2
-    from markupsafe import Markup
+    from markupsafe import Markup, escape
     from plotly.offline import get_plotlyjs
 
     drawn: list[tuple[str, str]] = []
@@ -60,9 +66,10 @@ def render(
         undefined=jinja2.StrictUndefined,
         trim_blocks=True,
         lstrip_blocks=True,
-        finalize=_writable,
+        finalize=_of_page,
     )
     environment.filters.update(filters)
+    environment.filters["as_written"] = lambda text: escape(_writable(text))
     return environment.get_template(template).render(
         css=Markup("\n".join(styles)),
         scripts=[Markup(script) for script in scripts],
@@ -87,6 +94,17 @@ def write_page(page: str, out: Path) -> Path:
     return out
 
 
+def policy_of(page: Path) -> str:
+    """The Content-Security-Policy of a page that ``write_page`` wrote, for whoever serves it: one that allows nothing
+    where it has none.
+    """
+    with page.open("rb") as file:
+        # It stands before everything that comes from a run.
+        head = file.read(_LONGEST_POLICY).decode("utf-8", "replace")
+    found = _POLICY.search(head)
+    return "default-src 'none'" if found is None else html.unescape(found[1])
+
+
 def side_by_side(trees: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
     """Rows of nested settings by dotted key: one cell if all agree, else one per model."""
     flat = [dict(_leaves(tree)) for tree in trees]
@@ -103,6 +121,13 @@ def short(value: object) -> str | None:
         return None
     text = str(value)
     return "…/" + "/".join(Path(text).parts[-2:]) if Path(text).is_absolute() else text
+
+
+def in_line(text: str) -> str:
+    """``text`` as it may stand within the page's own words: what can't be written, or would turn around what comes
+    after it, becomes U+FFFD.
+    """
+    return _TURNING.sub("\ufffd", _writable(text))
 
 
 def _contents(page: str) -> list[dict[str, Any]]:
@@ -154,8 +179,11 @@ def _policy(scripts: Sequence[str]) -> str:
     )
 
 
-def _writable(value: Any) -> Any:
-    """Jinja's last step before escaping: what HTML or UTF-8 can't hold becomes U+FFFD, line ends become one kind."""
-    if isinstance(value, str) and not hasattr(value, "__html__"):
-        return _UNWRITABLE.sub("\ufffd", value.replace("\r\n", "\n").replace("\r", "\n"))
-    return value
+def _writable(text: str) -> str:
+    """``text`` with U+FFFD for what HTML or UTF-8 can't hold, and one kind of line ends."""
+    return _UNWRITABLE.sub("\ufffd", text.replace("\r\n", "\n").replace("\r", "\n"))
+
+
+def _of_page(value: Any) -> Any:
+    """Jinja's last step before escaping."""
+    return in_line(value) if isinstance(value, str) and not hasattr(value, "__html__") else value

@@ -10,16 +10,12 @@ from fastapi.responses import FileResponse
 
 from rewardlm.listening import NO_TELEMETRY
 from rewardlm.local_page import PAGE_POLICY, Guard, json_answer, page_file
+from rewardlm.reporting.shell import policy_of
 from rewardlm.viewing.comparing import Comparisons
 from rewardlm.viewing.followed import FollowedRun
 from rewardlm.viewing.following import Follower, curves_since
 from rewardlm.viewing.samples import Only
 
-# A report is one file with everything inside; its own policy names the scripts that may run.
-_REPORT_POLICY = (
-    "default-src 'none'; script-src 'unsafe-inline'; style-src 'unsafe-inline'; img-src data: blob:; base-uri 'none'; "
-    "form-action 'none'; frame-ancestors 'self'"
-)
 # The page's files by name: content type and package. No other file can be asked for.
 _ASSETS = {
     "view.html": ("text/html", "viewing/page"),
@@ -88,7 +84,9 @@ def make_app(follower: Follower, comparisons: Comparisons, *, host: str = "127.0
         file = comparisons.page(name)
         if file is None:
             raise HTTPException(404, "no such page: compare the runs again")
-        return FileResponse(file, media_type="text/html", headers={"Content-Security-Policy": _REPORT_POLICY})
+        # The file's own policy names the scripts that may run; only this page may show it in a frame.
+        policy = f"{policy_of(file)}; frame-ancestors 'self'"
+        return FileResponse(file, media_type="text/html", headers={"Content-Security-Policy": policy})
 
     def _known(identity: str) -> FollowedRun:
         found = follower.get(identity)

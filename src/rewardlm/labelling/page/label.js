@@ -133,7 +133,8 @@ byId("name-form").addEventListener("submit", (event) => {
 doing("The page did not come", async () => {
   about = await ask("/api/about");
   setText(byId("question"), about.question);
-  setText(byId("guideline"), about.guideline);
+  // It stands alone, as the texts do.
+  byId("guideline").textContent = about.guideline;
   show("hello");
   let known = null;
   try { known = localStorage.getItem(NAME); } catch { /* then it is asked */ }

@@ -59,8 +59,8 @@
   // Every choice: its key in the address, its name, and [value, text] of its options, the default first.
   function controls(data) {
     var labels = data.models.map(function (model) { return model.label; });
-    function same(name) { return [name, explorer.visible(name)]; }
-    var several = labels.length > 1, base = explorer.visible(labels[0] || ""), coloured = new Set();
+    function same(name) { return [name, explorer.named(name)]; }
+    var several = labels.length > 1, base = explorer.named(labels[0] || ""), coloured = new Set();
     data.words.forEach(function (found) {
       Object.keys(found.drift).forEach(function (label) { coloured.add("drift:" + label); });
       if (found.context.length) coloured.add("attribution");
@@ -78,7 +78,7 @@
       { key: "kind", name: "Kind of answer", options: [["", "any"]].concat(data.flags.map(function (flag) { return [flag, explorer.FLAGS[flag]]; })).concat(data.words.length ? [["words", "read by interpret"]] : []) },
       { key: "sort", name: "Order", options: [["prompt", "as prompts come"], ["score-down", "highest score"], ["score-up", "lowest score"]].concat(several ? [["change-up", "fell most"], ["change-down", "rose most"]] : [], [["similarity-up", "least about the prompt"], ["similarity-down", "most about the prompt"], ["length-down", "longest"], ["length-up", "shortest"]]) },
       coloured.size && { key: "words", name: "Colour words by", options: byLast.map(function (by) {
-        return [by, by === "attribution" ? "attribution" : "drift to " + explorer.visible(by.slice(6))];
+        return [by, by === "attribution" ? "attribution" : "drift to " + explorer.named(by.slice(6))];
       }).concat([["none", "nothing"]]) }
     ];
     return list.filter(Boolean);
@@ -117,7 +117,7 @@
         else strange.push(key + "=" + value);
       });
     }
-    say(strange.length ? "This page doesn’t have what the link asks for: " + explorer.visible(strange.join(", ")) + "." : "");
+    say(strange.length ? "This page doesn’t have what the link asks for: " + explorer.named(strange.join(", ")) + "." : "");
     return read;
   }
   // Each new view is an entry of the browser's history; letters typed in a row share one.
@@ -163,7 +163,7 @@
     get("count").textContent = n + " of " + all + (index.answers === 1 ? " answer; " : " answers; ") +
       found.prompts.toLocaleString("en") + (found.prompts === 1 ? " prompt" : " prompts");
     get("clear").disabled = !active().length;
-    get("view").textContent = "Scores by " + explorer.visible(state.judge) + ". " + (active().length
+    get("view").textContent = "Scores by " + explorer.named(state.judge) + ". " + (active().length
       ? "Shown are answers with " + active().map(function (one) { return one[1]; }).join("; ") + "." : "All answers are shown.") +
       " On paper, only open rows are printed.";
     // The answers that fit are marked only if some don't.
@@ -197,7 +197,7 @@
 
   // The filters that are on, as [key, what it says].
   function active() {
-    var on = state.q.trim() ? [["q", "the words “" + explorer.visible(state.q.trim()) + "”"]] : [];
+    var on = state.q.trim() ? [["q", "the words “" + explorer.named(state.q.trim()) + "”"]] : [];
     filters.forEach(function (filter) {
       if (state[filter.key] === defaults[filter.key] || ["sort", "words", "judge"].indexOf(filter.key) >= 0) return;
       if (filter.key === "in" && !state.q.trim()) return;
@@ -233,11 +233,11 @@
     get("q").focus();
   }
   function legend() {
-    var by = state.words, base = explorer.visible(index.data.models.length ? index.data.models[0].label : "");
+    var by = state.words, base = explorer.named(index.data.models.length ? index.data.models[0].label : "");
     get("legend").hidden = !by || by === "none";
     get("legend").textContent = by === "attribution"
       ? "In open rows that interpret has read: the darker a word, the more the answer rests on it (its mean share of the attribution, by the model that gave the answer)."
-      : by && by !== "none" ? "In open rows that interpret has read: blue words are likelier by " + explorer.visible(by.slice(6)) + " than by " + base +
+      : by && by !== "none" ? "In open rows that interpret has read: blue words are likelier by " + explorer.named(by.slice(6)) + " than by " + base +
         ", orange ones with a dashed line less likely; from a quarter of a nat on, darker from 1, 2 and 4." : "";
   }
   function say(text) { get("said").textContent = text; }

@@ -20,6 +20,8 @@
   var visible = explorer.visible = function (text) {
     return text.replace(/\r\n?/g, "\n").replace(/[\x00-\x08\x0b-\x1f\x7f-\x9f\ufdd0-\ufdef\ufffe\uffff]|[\ud800-\udfff]/gu, "\ufffd");
   };
+  // A name within the page's own words: it must not turn around what comes after it. A text that stands alone may.
+  var named = explorer.named = function (text) { return visible(text).replace(/[\u202a-\u202e\u2066-\u2069]/g, "\ufffd"); };
   explorer.areShown = function () { return document.documentElement.dataset.veils === "shown"; };
 
   function marked(text, terms) {
@@ -73,7 +75,7 @@
 
   function chip(index, judge, value, isReward) {
     var bucket = explorer.bucket(index, value), scored = bucket !== "unscored";
-    return make("span", { class: "chip " + bucket }, make("bdi", {}, visible(judge)), isReward ? " (reward) " : " ",
+    return make("span", { class: "chip " + bucket }, make("bdi", {}, named(judge)), isReward ? " (reward) " : " ",
       make("b", {}, scored ? value.toFixed(2) : "unscored"), scored ? " " + bucket : null);
   }
 
@@ -90,7 +92,7 @@
       found.words.forEach(function (word, at) {
         var strength = level(drift[at]);
         quoted.append(make("span", strength ? { class: (drift[at] < 0 ? "down-" : "up-") + strength, title: "ln p " + signed(drift[at]) } : {}, visible(word)));
-        spoken.push([visible(word).trim(), drift[at]]);
+        spoken.push([named(word).trim(), drift[at]]);
       });
       spoken.sort(function (a, b) { return a[1] - b[1]; });
       var ends = spoken.slice(0, 3).filter(function (one) { return one[1] < -0.25; }).concat(
@@ -107,7 +109,7 @@
       if (before === "prompt" && kind === "answer") quoted.append(make("b", {}, " → "));
       before = kind;
       quoted.append(make("span", { class: "shade-" + Math.round(9 * one[1] / most) + " of-" + kind, title: (100 * one[1]).toFixed(1) + " %" }, visible(one[0][0])));
-      spoken.push([visible(one[0][0]).trim(), one[1]]);
+      spoken.push([named(one[0][0]).trim(), one[1]]);
     });
     spoken.sort(function (a, b) { return b[1] - a[1]; });
     return make("div", {}, quoted, make("p", { class: "ex-facts", dir: "auto" }, "Rests most on: " +
@@ -124,7 +126,7 @@
   function answer(index, state, found, terms, row, m, open) {
     var cell = row * index.models + m, model = index.data.models[m], text = model.text[row];
     var box = make("div", { class: "ex-answer" + (found.hits[cell] ? " hit" : ""), "data-model": model.label });
-    box.append(make("h4", {}, make("bdi", {}, visible(model.label))));
+    box.append(make("h4", {}, make("bdi", {}, named(model.label))));
     if (!index.exists[cell]) { box.append(passage(null)); return box; }
     index.data.flags.forEach(function (flag) {
       if (explorer.has(index, cell, flag)) box.append(make("span", { class: "badge plain" }, explorer.FLAGS[flag]), " ");
@@ -137,7 +139,7 @@
     });
     box.append(scores);
     var facts = [], change = index.scores[state.judge] ? explorer.change(index, state.judge, cell) : NaN;
-    if (change === change) facts.push(signed(change) + " from " + visible(index.data.models[0].label));
+    if (change === change) facts.push(signed(change) + " from " + named(index.data.models[0].label));
     if (open) {
       if (model.similarity[row] !== null) facts.push("similarity with the prompt " + model.similarity[row].toFixed(2));
       if (model.perplexity[row] !== null) facts.push("perplexity " + model.perplexity[row].toFixed(1));
@@ -145,7 +147,7 @@
     }
     if (facts.length) box.append(make("p", { class: "ex-facts" }, facts.join("; ")));
     unscored.forEach(function (one) {
-      box.append(make("p", { class: "ex-facts", dir: "auto" }, "Unscored" + (open ? " by " + visible(one[0]) : "") + ": " + visible(one[1])));
+      box.append(make("p", { class: "ex-facts", dir: "auto" }, "Unscored" + (open ? " by " + named(one[0]) : "") + ": " + named(one[1])));
     });
     var words = index.words.get(cell), colour = open && canColour(words, state.words);
     // An answer rests on the prompt's words too, so these would be shown.
@@ -169,13 +171,13 @@
       head.append(make("span", { class: "chip " + bucket }, "toxicity ", make("b", {}, toxicity.toFixed(2)), " " + bucket));
     }
     if (index.challenging.has(prompt)) head.append(make("span", { class: "badge plain" }, "challenging"));
-    if (open) head.append(make("span", { class: "ex-facts" }, "id ", make("bdi", {}, visible(data.prompts.id[prompt]))));
+    if (open) head.append(make("span", { class: "ex-facts" }, "id ", make("bdi", {}, named(data.prompts.id[prompt]))));
     var asked = make("div", { class: "ex-prompt" });
     if (history) {
       asked.append(open
         ? veiled("the " + history.length + (history.length === 1 ? " turn" : " turns") + " before", function () {
           return make.apply(null, ["div", {}].concat(history.map(function (turn) {
-            return make("blockquote", { dir: "auto" }, make("b", {}, visible(turn[0]) + " "), marked(turn[1], terms));
+            return make("blockquote", { dir: "auto" }, make("b", {}, named(turn[0]) + " "), marked(turn[1], terms));
           })));
         })
         : make("p", { class: "ex-facts" }, history.length + (history.length === 1 ? " turn" : " turns") + " before"));

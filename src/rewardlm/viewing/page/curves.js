@@ -1,5 +1,5 @@
 // Curves: the numbers of each run, smoothed and thinned for drawing. All runs share one chart per quantity.
-import { byId, el, keyed, number, setText } from "./dom.js";
+import { byId, el, inLine, keyed, number, setText } from "./dom.js";
 
 // Five colours that keep 3:1 on the light and the dark page, then the same dotted and dashed.
 const COLOURS = ["#5a7bc4", "#b5651d", "#9a55cf", "#2f8d7b", "#c0466a"];
@@ -96,10 +96,11 @@ export function thinned(ys, stretches = STRETCHES) {
   return kept;
 }
 
-// Plotly reads names and labels as markup of its own.
+// Plotly reads names and labels as markup of its own, what it says of a point as a template, and dollars as formulas.
+const ENTITIES = { "&": "&amp;", "<": "&lt;", ">": "&gt;", "{": "&#123;", "$": "&#36;" };
 export function plain(text, limit = 40) {
-  const shown = text.length > limit ? text.slice(0, limit - 1) + "…" : text;
-  return shown.replace(/[\u0000-\u001f\u007f-\u009f]/g, " ").replace(/&/g, "&amp;").replace(/</g, "&lt;").replace(/>/g, "&gt;");
+  const shown = inLine(text.length > limit ? text.slice(0, limit - 1) + "…" : text);
+  return shown.replace(/[\u0000-\u001f\u007f-\u009f]/g, " ").replace(/[&<>{$]/g, (sign) => ENTITIES[sign]);
 }
 
 export class Charts {
@@ -109,6 +110,8 @@ export class Charts {
     this.changed = changed;
     this.runs = [];
     this.columns = new Map();
+    // By key: a name in a key may be one that no selector can hold.
+    this.canvases = new Map();
     this.dirty = new Set();
     this.visible = new Set();
     this.drawing = false;
@@ -154,6 +157,7 @@ export class Charts {
       this.changed();
     });
     const canvas = el("div", { class: "canvas", id, role: "img", "data-key": chart.key, "aria-label": chart.heading });
+    this.canvases.set(chart.key, canvas);
     this.watch.observe(canvas);
     return el("figure", { class: "plot" },
       el("div", { class: "plot-head" }, el("h3", {}, el("bdi", {}, chart.heading)), button),
@@ -181,8 +185,8 @@ export class Charts {
   }
 
   drawOne(key) {
-    const canvas = document.querySelector(`.canvas[data-key="${CSS.escape(key)}"]`);
-    if (!canvas || !window.Plotly) return;
+    const canvas = this.canvases.get(key);
+    if (!canvas || !canvas.isConnected || !window.Plotly) return;
     const { across, smooth, weight, log } = this.options;
     const traces = [], words = [];
     let longest = 0;

@@ -4,19 +4,30 @@ export function byId(id) {
   return document.getElementById(id);
 }
 
+// A text within the page's own words must not turn around what comes after it. What is quoted stands alone, and may.
+export function inLine(text) {
+  return text.replace(/[\u202a-\u202e\u2066-\u2069]/g, "\ufffd");
+}
+function written(node, text) {
+  return node.localName === "blockquote" ? text : inLine(text);
+}
+
 // An element with attributes (true sets one without a value) and children: nodes, or texts.
 export function el(name, attributes, ...children) {
   const made = document.createElement(name);
   for (const [key, value] of Object.entries(attributes || {})) {
     if (value === true) made.setAttribute(key, "");
-    else if (value !== false && value !== null && value !== undefined) made.setAttribute(key, String(value));
+    else if (value !== false && value !== null && value !== undefined) made.setAttribute(key, key === "title" ? inLine(String(value)) : String(value));
   }
-  made.append(...children.filter((child) => child !== null && child !== undefined));
+  for (const child of children) {
+    if (child !== null && child !== undefined) made.append(typeof child === "string" ? written(made, child) : child);
+  }
   return made;
 }
 
 export function setText(node, text) {
-  if (node.textContent !== text) node.textContent = text;
+  const shown = written(node, text);
+  if (node.textContent !== shown) node.textContent = shown;
 }
 
 // Gives parent one child per item, in order. A child that stays keeps its focus and what was opened in it.
