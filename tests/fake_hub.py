@@ -74,4 +74,11 @@ class FakeHub:
             return {"commitOid": "0" * 40, "commitUrl": f"{self.url}/me/detox/commit/{'0' * 40}", "hookOutput": ""}
         if path.endswith("/validate-yaml"):
             return {"errors": [], "warnings": []}
-        return {"id": "me/detox", "sha": "0" * 40, "siblings": [], "tags": [], "private": False, "gated": "auto" if self.gated else False}
+        return {
+            "id": "me/detox",
+            "sha": "0" * 40,
+            "siblings": [],
+            "tags": [],
+            "private": False,
+            "gated": "auto" if self.gated else False,
+        }

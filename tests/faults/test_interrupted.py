@@ -1,4 +1,4 @@
-"""Ctrl-C and SIGTERM in a real process: the first leaves a run that goes on, the second ends at once; neither is a traceback."""
+"""Ctrl-C and SIGTERM in a real process: the first leaves a run that goes on, the second ends at once."""
 
 from __future__ import annotations
 
