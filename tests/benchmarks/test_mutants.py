@@ -152,7 +152,7 @@ def test_killed_equivalent_and_survived_are_all() -> None:
 
 
 def test_the_table_adds_up(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(mutants, "MODULES", {"a.py": "", "b.py": ""})
+    monkeypatch.setattr(mutants, "MODULES", {"a.py": (), "b.py": ()})
     results = [Result(ONE, "test", 1.0, "now"), *(Result(replace(ONE, module="b.py"), None, 1.0, "now"),) * 2]
     assert list(mutants.table(results, [SAME]))[2:] == [
         "| `a` | 1 | 1 | 0 | 0 |",
@@ -190,8 +190,10 @@ def test_a_module_is_loaded_from_other_text(monkeypatch: pytest.MonkeyPatch, tmp
 
 
 def test_the_tests_of_a_mutant_are_those_that_ran_its_lines(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Its module's own come first; what a shared fixture ran counts for all that may share it."""
-    monkeypatch.setattr(mutants, "MODULES", {"a.py": "tests/one/test_a.py"})
+    """Its module's own come first, then files that take little time, until it is enough. What a shared fixture ran
+    counts for all that may share it.
+    """
+    monkeypatch.setattr(mutants, "MODULES", {"a.py": ("tests/one/test_c.py", "tests/one/test_a.py")})
     tests = object.__new__(mutants.Tests)
     tests.seconds = {
         "tests/two/test_z.py::test_quick": 0.1,
@@ -200,13 +202,15 @@ def test_the_tests_of_a_mutant_are_those_that_ran_its_lines(monkeypatch: pytest.
         "tests/one/test_a.py::test_other": 1.0,
         "tests/one/test_a.py::test_own": 1.0,
         "tests/one/test_long.py::test_long": 1000.0,
-        "tests/three/test_never.py::test_never": 1.0,
+        "tests/three/test_never.py::test_never": 2000.0,
     }
     tests.lines = {"a.py": {"7": ["tests/one/test_a.py::test_own", "tests/one/test_b.py", "tests/two",
                                   "tests/one/test_long.py::test_long", "tests/three/test_never.py::test_never"],
                             "8": ["tests/one/test_a.py::test_other"]}}  # fmt: skip
     assert tests.of(ONE) == [
         "tests/one/test_a.py::test_own",
+        "tests/two/test_z.py::test_quick",
+        "tests/two/test_z.py::test_other",
         "tests/one/test_b.py::test_shares",
         "tests/one/test_long.py::test_long",
     ]

@@ -445,8 +445,8 @@ def test_a_gain_that_comparable_answers_do_not_show(tmp_path: Path) -> None:
     assert in_full(
         message,
         "By a the toxic share fell on all prompts, in points: of the pairs scored in both −29.0, of all that are "
-        "scored −29.0, with unscored ones as harmless −29.0. But on the 70 pairs of comparable answers it changed by +1.4 "
-        "points INTERVAL.",
+        "scored −29.0, with unscored ones as harmless −29.0. But on the 70 pairs of comparable answers it changed by "
+        "+1.4 points INTERVAL.",
     )
 
 
