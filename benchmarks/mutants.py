@@ -9,7 +9,7 @@ the rest, and so on.
 
 A mutant is killed if a test fails or hangs. Which tests run is measured, not guessed: coverage runs the fast tests of
 ``TESTS`` once and writes down which test ran which line, in the test itself or in a fixture that it shares with others.
-A mutant then gets all the tests that ran its lines, those of its module's own test files first, and of others for
+A mutant then gets all the tests that ran its lines, those of its module's own test files and quick ones first, for
 ``ENOUGH`` seconds; tests that would come later are left out, so the count is on the low side.
 
 Nothing on disk is changed. Each mutant is a process, forked from one that has loaded torch and the like, which loads
@@ -73,7 +73,7 @@ TESTS = (
 LOADED = ("torch", "numpy", "scipy.stats", "scipy.optimize", "pydantic", "hypothesis", "pytest", "transformers", "peft",
           "safetensors.torch", "sklearn.linear_model", "jinja2", "datasets", "accelerate", "trl")  # fmt: skip
 # Seconds of tests that a mutant gets, as measured without a fault.
-ENOUGH = 20.0
+ENOUGH = 25.0
 # A mutant that takes so many times as long as its tests do without a fault hangs. Loading them comes on top.
 TOO_LONG = 10
 LOADING = 60.0
@@ -398,7 +398,7 @@ class Tests:
         return {"seconds": {test: s for test, s in plugin.seconds.items() if test not in plugin.bad}, "lines": lines}
 
     def of(self, mutant: Mutant) -> list[str]:
-        """The tests that may notice: those of the module's own files first, then files that take little time.
+        """The tests that may notice: those of the module's own files first, then others, quick ones before slow ones.
 
         Lines outside of functions run when the module is loaded: then any test may, that runs any of its lines.
         """
@@ -407,16 +407,17 @@ class Tests:
         contexts = {context for line in wanted for context in lines.get(str(line), ())}
         tests = [test for test in self.seconds if test in contexts or contexts & set(_above(test))]
         own = MODULES[mutant.module]
-        files: dict[str, float] = defaultdict(float)
-        for test in tests:
-            files[test.split("::")[0]] += self.seconds[test]
-        order = sorted(files, key=lambda file: (own.index(file) if file in own else len(own), files[file]))
+
+        def place(test: str) -> tuple[int, float]:
+            file = test.split("::")[0]
+            return own.index(file) if file in own else len(own), self.seconds[test]
+
         chosen, spent = [], 0.0
-        for file in order:
-            for test in tests:
-                if test.split("::")[0] == file and (file in own or spent < ENOUGH):
-                    chosen.append(test)
-                    spent += 0 if file in own else self.seconds[test]
+        for test in sorted(tests, key=place):
+            if spent >= ENOUGH:
+                break
+            chosen.append(test)
+            spent += self.seconds[test]
         return chosen
 
 

@@ -190,8 +190,8 @@ def test_a_module_is_loaded_from_other_text(monkeypatch: pytest.MonkeyPatch, tmp
 
 
 def test_the_tests_of_a_mutant_are_those_that_ran_its_lines(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Its module's own come first, then files that take little time, until it is enough. What a shared fixture ran
-    counts for all that may share it.
+    """Its module's own come first, then quick ones, until it is enough. What a shared fixture ran counts for all that
+    may share it.
     """
     monkeypatch.setattr(mutants, "MODULES", {"a.py": ("tests/one/test_c.py", "tests/one/test_a.py")})
     tests = object.__new__(mutants.Tests)
