@@ -17,6 +17,7 @@ from rewardlm.stats import (
     all_alike,
     bootstrap_ci95,
     bounded_mean_ci95,
+    change_band95,
     correlation_of_shares,
     difference_ci95,
     difference_of_means,
@@ -574,3 +575,12 @@ def test_a_lopsided_quotients_interval_reaches_further_on_that_side() -> None:
     arguments["third_moment"] = 1.0
     assert fieller_ci95(0.3, 0.5, fixed, np.zeros(60), **arguments) == pytest.approx((low, 2 * high - 0.3))
     assert fieller_ci95(0.3, 0.5, fixed, np.zeros(60), within=(0, 0.31), **arguments)[1] == 0.31
+
+
+def test_a_band_of_skewed_changes_reaches_further_on_that_side_and_turns_with_them() -> None:
+    rng = np.random.default_rng(6)
+    sums, counts = rng.exponential(0.1, (3, 40)) ** 2, np.ones(40)
+    up, down = (change_band95(one, counts, largest=1, n_resamples=300).ends for one in (sums, -sums))
+    for (low, high), (turned_low, turned_high), mean in zip(up, down, sums.mean(axis=1), strict=True):
+        assert high - mean > 1.2 * (mean - low)
+        assert (turned_low, turned_high) == pytest.approx((-high, -low))
