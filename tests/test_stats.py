@@ -584,3 +584,26 @@ def test_a_band_of_skewed_changes_reaches_further_on_that_side_and_turns_with_th
     for (low, high), (turned_low, turned_high), mean in zip(up, down, sums.mean(axis=1), strict=True):
         assert high - mean > 1.2 * (mean - low)
         assert (turned_low, turned_high) == pytest.approx((-high, -low))
+
+
+def test_a_quotient_by_nothing_may_be_anything() -> None:
+    fixed = np.random.default_rng(3).normal(0, 0.004, 60)
+    assert fieller_ci95(0.3, 0.0, fixed, np.zeros(60), freedom=59) == (-math.inf, math.inf)
+    assert fieller_ci95(0.3, 0.0, fixed, np.zeros(60), freedom=59, within=(0, 1)) == (0, 1)
+
+
+@pytest.mark.parametrize("more", [0.0, 1e-4])
+def test_a_lopsided_quotient_by_an_uncertain_number_moves_by_its_own_variance(more: float) -> None:
+    """That of u - q·v at the quotient itself, and what it varies by besides."""
+    rng = np.random.default_rng(5)
+    fixed, slope, over, quotient = rng.normal(0, 0.004, 60), rng.normal(0, 0.004, 60), 0.4, 0.3
+    parts = fixed + quotient * slope
+    variance = 60 / 59 * float(((parts - parts.mean()) ** 2).sum()) / over**2 + more
+    third, t = 0.2 * variance**1.5, float(stats.t.ppf(0.975, 40))
+    shift = third * (1 + 2 * t**2) / (6 * variance)
+    arguments = {"freedom": 40.0, "more_variance": more}
+    low, high = fieller_ci95(quotient, over, fixed, slope, **arguments)
+    found = fieller_ci95(quotient, over, fixed, slope, third_moment=third, **arguments)
+    assert found == pytest.approx((low, high + shift))
+    found = fieller_ci95(quotient, over, fixed, slope, third_moment=-third, **arguments)
+    assert found == pytest.approx((low - shift, high))
