@@ -25,6 +25,7 @@ entry of that list is out of date.
 from __future__ import annotations
 
 import argparse
+import ast
 import contextlib
 import gc
 import hashlib
@@ -73,7 +74,7 @@ TESTS = (
 LOADED = ("torch", "numpy", "scipy.stats", "scipy.optimize", "pydantic", "hypothesis", "pytest", "transformers", "peft",
           "safetensors.torch", "sklearn.linear_model", "jinja2", "datasets", "accelerate", "trl")  # fmt: skip
 # Seconds of tests that a mutant gets, as measured without a fault.
-ENOUGH = 25.0
+ENOUGH = 60.0
 # A mutant that takes so many times as long as its tests do without a fault hangs. Loading them comes on top.
 TOO_LONG = 10
 LOADING = 60.0
@@ -403,7 +404,7 @@ class Tests:
         Lines outside of functions run when the module is loaded: then any test may, that runs any of its lines.
         """
         lines = self.lines[mutant.module]
-        wanted = range(mutant.first, mutant.last + 1) if mutant.function != "-" else map(int, lines)
+        wanted = statements(mutant) if mutant.function != "-" else map(int, lines)
         contexts = {context for line in wanted for context in lines.get(str(line), ())}
         tests = [test for test in self.seconds if test in contexts or contexts & set(_above(test))]
         own = MODULES[mutant.module]
@@ -419,6 +420,21 @@ class Tests:
             chosen.append(test)
             spent += self.seconds[test]
         return chosen
+
+
+def statements(mutant: Mutant, root: Path = ROOT) -> set[int]:
+    """All lines of the statements that it changes: Python says of a statement of many lines only that it ran some. Of
+    one that holds others, these are the lines before the first of them, but of a function all: what its head says is
+    seen when it is called.
+    """
+    found: set[int] = set()
+    for node in ast.walk(ast.parse((root / mutant.module).read_text("utf-8"))):
+        if isinstance(node, ast.stmt):
+            inside, last = getattr(node, "body", None), node.end_lineno or node.lineno
+            end = max(node.lineno, inside[0].lineno - 1) if inside else last
+            if node.lineno <= mutant.last and end >= mutant.first:
+                found |= {*range(node.lineno, (last if isinstance(node, ast.FunctionDef) else end) + 1)}
+    return found
 
 
 def _above(test: str) -> Iterator[str]:

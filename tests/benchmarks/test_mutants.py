@@ -189,11 +189,23 @@ def test_a_module_is_loaded_from_other_text(monkeypatch: pytest.MonkeyPatch, tmp
     del sys.modules["halved_by_mutants"]
 
 
+@pytest.mark.parametrize(
+    ("line", "wanted"),
+    [(2, {*range(1, 11)}), (3, {3}), (4, {4, 5}), (6, {6, 7, 8, 9}), (8, {6, 7, 8, 9}), (10, {10})],
+)
+def test_a_line_stands_for_its_statement(tmp_path: Path, line: int, wanted: set[int]) -> None:
+    lines = ["def half(x,", "  y=1):", "  for z in x:", "    if (z and", "        y):", "      yield (", "        1,",
+             "        'two'", "      )", "    z = 3"]  # fmt: skip
+    (tmp_path / "a.py").write_text("\n".join(lines))
+    assert mutants.statements(replace(ONE, first=line, last=line), tmp_path) == wanted
+
+
 def test_the_tests_of_a_mutant_are_those_that_ran_its_lines(monkeypatch: pytest.MonkeyPatch) -> None:
     """Its module's own come first, then quick ones, until it is enough. What a shared fixture ran counts for all that
     may share it.
     """
     monkeypatch.setattr(mutants, "MODULES", {"a.py": ("tests/one/test_c.py", "tests/one/test_a.py")})
+    monkeypatch.setattr(mutants, "statements", lambda mutant: {*range(mutant.first, mutant.last + 1)})
     tests = object.__new__(mutants.Tests)
     tests.seconds = {
         "tests/two/test_z.py::test_quick": 0.1,
