@@ -68,6 +68,8 @@ def test_the_last_result_of_a_mutant_counts(tmp_path: Path) -> None:
 class FakeMade:
     """The mutants of a module, each of which changes its own line."""
 
+    source = "text"
+
     def mutant(self, index: int) -> tuple[Mutant, str]:
         return replace(ONE, index=index, first=index), f"text {index}"
 
@@ -89,7 +91,8 @@ class FakeRunner:
 
 
 @pytest.fixture
-def project(tmp_path: Path) -> Path:
+def project(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    monkeypatch.setattr(mutants, "MODULES", {"a.py": ("tests/test_a.py",)})
     for file in ("src/a.py", "tests/test_a.py", "tests/test_b.py", "tests/helper.py"):
         (tmp_path / file).parent.mkdir(exist_ok=True)
         (tmp_path / file).write_text(f"# {file}\n")
@@ -142,6 +145,13 @@ def test_an_equivalent_mutant_is_known_by_its_lines() -> None:
     assert SAME.is_one(ONE)
     for other in ({"module": "b.py"}, {"function": "twice"}, {"before": "return 2"}, {"after": "return x"}):
         assert not SAME.is_one(replace(ONE, **other))
+
+
+def test_equivalent_mutants_are_not_tried_unless_asked_for(project: Path) -> None:
+    for untried, tried in (([SAME], []), ([], [2])):
+        runner = FakeRunner(project)
+        [result] = mutants.run(0, [("a.py", 2)], {"a.py": FakeMade()}, runner, untried)
+        assert (result.killed, runner.tried) == (None, tried)
 
 
 def test_killed_equivalent_and_survived_are_all() -> None:
