@@ -98,7 +98,7 @@ class Mutant:
 
 
 @dataclass(frozen=True)
-class Result:
+class Tried:
     """What became of a mutant: ``killed`` by a test, by "time", by "loading", or by nothing, which is None.
 
     ``rests_on`` is a hash of what it follows from.
@@ -155,7 +155,7 @@ def changed(source: str, mutated: str) -> tuple[int, int, str, str]:
     return begin + 1, max(begin + 1, end), "\n".join(old[begin:end]), "\n".join(new[other_begin:other_end])
 
 
-class Made:
+class MutatedModule:
     """All mutants of a module, and the text that each makes of it."""
 
     def __init__(self, module: str) -> None:
@@ -178,12 +178,12 @@ class Made:
         return Mutant(self.module, index, name, *changed(self.source, text)), text
 
 
-def earlier(file: Path) -> dict[tuple[str, int], Result]:
+def earlier(file: Path) -> dict[tuple[str, int], Tried]:
     """What earlier calls found, the last of each mutant."""
     found = {}
     for line in file.read_text("utf-8").splitlines() if file.exists() else ():
         one = json.loads(line)
-        result = Result(**{**one, "mutant": Mutant(**one["mutant"])})
+        result = Tried(**{**one, "mutant": Mutant(**one["mutant"])})
         found[result.mutant.module, result.mutant.index] = result
     return found
 
@@ -484,7 +484,7 @@ class Runner:
         return None, spent
 
 
-def table(results: Sequence[Result], known: Sequence[Equivalent]) -> Iterator[str]:
+def table(results: Sequence[Tried], known: Sequence[Equivalent]) -> Iterator[str]:
     """Markdown: what became of a sample."""
     yield "| module | mutants | killed | equivalent | survived |"
     yield "|---|---|---|---|---|"
@@ -494,19 +494,19 @@ def table(results: Sequence[Result], known: Sequence[Equivalent]) -> Iterator[st
     yield _row("all", results, known)
 
 
-def _row(name: str, results: Sequence[Result], known: Sequence[Equivalent]) -> str:
+def _row(name: str, results: Sequence[Tried], known: Sequence[Equivalent]) -> str:
     killed, same, survived = counted(results, known)
     return f"| {name} | {len(results)} | {killed} | {same} | {survived} |"
 
 
-def counted(results: Sequence[Result], known: Sequence[Equivalent]) -> tuple[int, int, int]:
+def counted(results: Sequence[Tried], known: Sequence[Equivalent]) -> tuple[int, int, int]:
     """How many were killed, are equivalent, and survived. One that a test kills is not equivalent."""
     killed = sum(one.killed is not None for one in results)
     same = sum(one.killed is None and any(other.is_one(one.mutant) for other in known) for one in results)
     return killed, same, len(results) - killed - same
 
 
-def out_of_date(known: Sequence[Equivalent], results: Sequence[Result], root: Path = ROOT) -> Iterator[str]:
+def out_of_date(known: Sequence[Equivalent], results: Sequence[Tried], root: Path = ROOT) -> Iterator[str]:
     """Entries whose lines are no longer in the module, and those that a test kills."""
     for one in known:
         source = " ".join((root / one.module).read_text("utf-8").split())
@@ -538,7 +538,7 @@ def main() -> None:
     gc.collect()
     gc.freeze()
     runner = Runner(options.out, Tests(options.out, Files()))
-    made = {module: Made(module) for module in MODULES}
+    made = {module: MutatedModule(module) for module in MODULES}
     known, parts, every, enough = equivalents(), [], [], True
     for seed, drawn in enumerate(sample({name: len(one) for name, one in made.items()}, options.samples)):
         results = run(seed, drawn, made, runner, () if options.equivalent else known)
@@ -569,17 +569,17 @@ def main() -> None:
 def run(
     seed: int,
     drawn: Sequence[tuple[str, int]],
-    made: dict[str, Made],
+    made: dict[str, MutatedModule],
     runner: Runner,
     untried: Sequence[Equivalent] = (),
-) -> list[Result]:
+) -> list[Tried]:
     """The results of a sample, in its order; those of earlier calls count where nothing that they rest on is new."""
     file, files = runner.out / f"results-{seed}.jsonl", runner.tests.files
     done, found, clean = earlier(file), [], set()
     for number, (module, index) in enumerate(drawn, 1):
         mutant, text = made[module].mutant(index)
         if any(one.is_one(mutant) for one in untried):
-            found.append(Result(mutant, None, 0.0, ""))
+            found.append(Tried(mutant, None, 0.0, ""))
             continue
         tests = runner.tests.of(mutant)
         result = done.get((module, index))
@@ -593,7 +593,7 @@ def run(
                     sys.exit(f"without a fault, {failed} fails: {runner.out / 'said'}")
                 clean.add(module)
             killed, seconds = runner.try_one(mutant, text, module, tests)
-            result = Result(mutant, killed, seconds, files.behind(killed, tests))
+            result = Tried(mutant, killed, seconds, files.behind(killed, tests))
             with file.open("a") as lines:
                 lines.write(json.dumps(asdict(result)) + "\n")
             what = f"survived {len(tests)} tests" if killed is None else f"killed by {killed}"
