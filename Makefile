@@ -28,7 +28,7 @@ help:
 	@echo "make prove-gate     the gate stops models that are broken, and lets sound ones through"
 	@echo "make prove-labels   shares corrected by labels hold the truth as often as they say"
 	@echo "make faults         what goes wrong, really made: the tests of docs/reliability.md"
-	@echo "make mutants        faults put into the code that computes every number: do the tests notice? over an hour"
+	@echo "make mutants        faults put into the code that computes every number: do the tests notice? three quarters of an hour"
 	@echo "make soak           runs killed, stopped and starved at random for two hours, against undisturbed ones"
 	@echo "make prove-policy   RL ends near the policy that is best on paper, with sixteen more settings than make test tries"
 	@echo "make prove-rlaf     RL against one judge, measured by two others; about two hours (ALGORITHM=, FROM=)"
@@ -217,8 +217,8 @@ faults: setup
 soak: setup
 	OMP_NUM_THREADS=1 $(BIN)/python benchmarks/soak.py --write $(SOAK)
 
-# Faults made by mutmut in six modules, one at a time, each tried by the tests that run its lines. Over an hour on one
-# core; it goes on where it was stopped. MUTANTS="--samples 20" for a look.
+# Faults made by mutmut in six modules, one at a time, each tried by the tests that run its lines. Three quarters of
+# an hour on one core; it goes on where it was stopped. MUTANTS="--samples 20" for a look.
 mutants: setup build/mutmut
 	OMP_NUM_THREADS=1 $(BIN)/python benchmarks/mutants.py --write $(MUTANTS)
 

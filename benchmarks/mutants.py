@@ -98,7 +98,7 @@ class Mutant:
 
 
 @dataclass(frozen=True)
-class Tried:
+class Fate:
     """What became of a mutant: ``killed`` by a test, by "time", by "loading", or by nothing, which is None.
 
     ``rests_on`` is a hash of what it follows from.
@@ -178,12 +178,12 @@ class MutatedModule:
         return Mutant(self.module, index, name, *changed(self.source, text)), text
 
 
-def earlier(file: Path) -> dict[tuple[str, int], Tried]:
+def earlier(file: Path) -> dict[tuple[str, int], Fate]:
     """What earlier calls found, the last of each mutant."""
     found = {}
     for line in file.read_text("utf-8").splitlines() if file.exists() else ():
         one = json.loads(line)
-        result = Tried(**{**one, "mutant": Mutant(**one["mutant"])})
+        result = Fate(**{**one, "mutant": Mutant(**one["mutant"])})
         found[result.mutant.module, result.mutant.index] = result
     return found
 
@@ -484,7 +484,7 @@ class Runner:
         return None, spent
 
 
-def table(results: Sequence[Tried], known: Sequence[Equivalent]) -> Iterator[str]:
+def table(results: Sequence[Fate], known: Sequence[Equivalent]) -> Iterator[str]:
     """Markdown: what became of a sample."""
     yield "| module | mutants | killed | equivalent | survived |"
     yield "|---|---|---|---|---|"
@@ -494,19 +494,19 @@ def table(results: Sequence[Tried], known: Sequence[Equivalent]) -> Iterator[str
     yield _row("all", results, known)
 
 
-def _row(name: str, results: Sequence[Tried], known: Sequence[Equivalent]) -> str:
+def _row(name: str, results: Sequence[Fate], known: Sequence[Equivalent]) -> str:
     killed, same, survived = counted(results, known)
     return f"| {name} | {len(results)} | {killed} | {same} | {survived} |"
 
 
-def counted(results: Sequence[Tried], known: Sequence[Equivalent]) -> tuple[int, int, int]:
+def counted(results: Sequence[Fate], known: Sequence[Equivalent]) -> tuple[int, int, int]:
     """How many were killed, are equivalent, and survived. One that a test kills is not equivalent."""
     killed = sum(one.killed is not None for one in results)
     same = sum(one.killed is None and any(other.is_one(one.mutant) for other in known) for one in results)
     return killed, same, len(results) - killed - same
 
 
-def out_of_date(known: Sequence[Equivalent], results: Sequence[Tried], root: Path = ROOT) -> Iterator[str]:
+def out_of_date(known: Sequence[Equivalent], results: Sequence[Fate], root: Path = ROOT) -> Iterator[str]:
     """Entries whose lines are no longer in the module, and those that a test kills."""
     for one in known:
         source = " ".join((root / one.module).read_text("utf-8").split())
@@ -572,14 +572,14 @@ def run(
     made: dict[str, MutatedModule],
     runner: Runner,
     untried: Sequence[Equivalent] = (),
-) -> list[Tried]:
+) -> list[Fate]:
     """The results of a sample, in its order; those of earlier calls count where nothing that they rest on is new."""
     file, files = runner.out / f"results-{seed}.jsonl", runner.tests.files
     done, found, clean = earlier(file), [], set()
     for number, (module, index) in enumerate(drawn, 1):
         mutant, text = made[module].mutant(index)
         if any(one.is_one(mutant) for one in untried):
-            found.append(Tried(mutant, None, 0.0, ""))
+            found.append(Fate(mutant, None, 0.0, ""))
             continue
         tests = runner.tests.of(mutant)
         result = done.get((module, index))
@@ -593,7 +593,7 @@ def run(
                     sys.exit(f"without a fault, {failed} fails: {runner.out / 'said'}")
                 clean.add(module)
             killed, seconds = runner.try_one(mutant, text, module, tests)
-            result = Tried(mutant, killed, seconds, files.behind(killed, tests))
+            result = Fate(mutant, killed, seconds, files.behind(killed, tests))
             with file.open("a") as lines:
                 lines.write(json.dumps(asdict(result)) + "\n")
             what = f"survived {len(tests)} tests" if killed is None else f"killed by {killed}"

@@ -13,7 +13,7 @@ from pathlib import Path
 
 import mutants
 import pytest
-from mutants import Equivalent, Files, Mutant, Tried
+from mutants import Equivalent, Files, Mutant, Fate
 
 SIZES = {"a.py": 40, "b.py": 60}
 ONE = Mutant("a.py", 3, "half", 7, 7, "    return x / 2", "    return x * 2")
@@ -53,14 +53,14 @@ def test_which_lines_are_changed(mutated: str, wanted: tuple[int, int, str, str]
     assert mutants.changed("a = 1\nb = 2\nc = 3\n", mutated) == wanted
 
 
-def stored(folder: Path, *results: Tried) -> Path:
+def stored(folder: Path, *results: Fate) -> Path:
     file = folder / "results-0.jsonl"
     file.write_text("".join(json.dumps(asdict(one)) + "\n" for one in results))
     return file
 
 
 def test_the_last_result_of_a_mutant_counts(tmp_path: Path) -> None:
-    first, later = Tried(ONE, None, 1.0, "x"), Tried(ONE, "tests/test_a.py::test", 1.0, "y")
+    first, later = Fate(ONE, None, 1.0, "x"), Fate(ONE, "tests/test_a.py::test", 1.0, "y")
     assert mutants.earlier(stored(tmp_path, first, later)) == {("a.py", 3): later}
     assert mutants.earlier(tmp_path / "none.jsonl") == {}
 
@@ -99,7 +99,7 @@ def project(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return tmp_path
 
 
-def tried_by(project: Path, *indices: int) -> tuple[list[Tried], list[int]]:
+def tried_by(project: Path, *indices: int) -> tuple[list[Fate], list[int]]:
     runner = FakeRunner(project)
     return mutants.run(0, [("a.py", index) for index in indices], {"a.py": FakeModule()}, runner), runner.tried
 
@@ -156,14 +156,14 @@ def test_equivalent_mutants_are_not_tried_unless_asked_for(project: Path) -> Non
 
 def test_killed_equivalent_and_survived_are_all() -> None:
     """One that a test kills is no equivalent, whatever the list says."""
-    results = [Tried(ONE, "test", 1.0, "now"), Tried(ONE, None, 1.0, "now"), Tried(ONE, "time", 1.0, "now")]
+    results = [Fate(ONE, "test", 1.0, "now"), Fate(ONE, None, 1.0, "now"), Fate(ONE, "time", 1.0, "now")]
     assert mutants.counted(results, [SAME]) == (2, 1, 0)
     assert mutants.counted(results, []) == (2, 0, 1)
 
 
 def test_the_table_adds_up(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(mutants, "MODULES", {"a.py": (), "b.py": ()})
-    results = [Tried(ONE, "test", 1.0, "now"), *(Tried(replace(ONE, module="b.py"), None, 1.0, "now"),) * 2]
+    results = [Fate(ONE, "test", 1.0, "now"), *(Fate(replace(ONE, module="b.py"), None, 1.0, "now"),) * 2]
     assert list(mutants.table(results, [SAME]))[2:] == [
         "| `a` | 1 | 1 | 0 | 0 |",
         "| `b` | 2 | 0 | 0 | 2 |",
@@ -173,7 +173,7 @@ def test_the_table_adds_up(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_entries_that_are_out_of_date_are_told(tmp_path: Path) -> None:
     (tmp_path / "a.py").write_text("def half(x):\n    return x / 2\n")
-    survived, killed = Tried(ONE, None, 1.0, "now"), Tried(ONE, "test_half", 1.0, "now")
+    survived, killed = Fate(ONE, None, 1.0, "now"), Fate(ONE, "test_half", 1.0, "now")
     assert list(mutants.out_of_date([SAME], [survived], tmp_path)) == []
     assert "test_half kills" in "".join(mutants.out_of_date([SAME], [killed], tmp_path))
     (tmp_path / "a.py").write_text("def half(x):\n    return 0.5 * x\n")
