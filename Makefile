@@ -219,8 +219,9 @@ soak: setup
 
 # Faults made by mutmut in six modules, one at a time, each tried by the tests that run its lines. Three quarters of
 # an hour on one core; it goes on where it was stopped. MUTANTS="--samples 20" for a look.
+MUTANTS ?= --write
 mutants: setup build/mutmut
-	OMP_NUM_THREADS=1 $(BIN)/python benchmarks/mutants.py --write $(MUTANTS)
+	OMP_NUM_THREADS=1 $(BIN)/python benchmarks/mutants.py $(MUTANTS)
 
 # Only the library that makes them: none of what it installs besides, to run tests in its own way, is used.
 build/mutmut:

@@ -13,7 +13,7 @@ from pathlib import Path
 
 import mutants
 import pytest
-from mutants import Equivalent, Files, Mutant, Fate
+from mutants import Equivalent, Fate, Files, Mutant
 
 SIZES = {"a.py": 40, "b.py": 60}
 ONE = Mutant("a.py", 3, "half", 7, 7, "    return x / 2", "    return x * 2")
