@@ -607,3 +607,25 @@ def test_a_lopsided_quotient_by_an_uncertain_number_moves_by_its_own_variance(mo
     assert found == pytest.approx((low, high + shift))
     found = fieller_ci95(quotient, over, fixed, slope, third_moment=-third, **arguments)
     assert found == pytest.approx((low - shift, high))
+
+
+def test_a_spread_that_is_small_is_no_rounding() -> None:
+    """The same numbers 1e-20 times as large give the same t."""
+    one, two = np.array([1.0, 2.0, 4.0]), np.array([3.0, 5.0, 9.0, 4.0])
+    small = difference_of_means(1e-20 * one, np.ones(3), 1e-20 * two, np.ones(4))
+    assert small.p_value == pytest.approx(difference_of_means(one, np.ones(3), two, np.ones(4)).p_value)
+    assert small.ci95 is not None
+
+
+def test_prompts_leave_an_estimated_share_as_many_degrees_of_freedom_less_one() -> None:
+    sums, counts = np.array([1.0, 0.0, 2.0, 1.0, 0.0, 3.0]), np.full(6, 4.0)
+    same, more = (estimated_share_ci95(sums, counts, labels=24, freedom=freedom) for freedom in (5, 1000))
+    fewer = estimated_share_ci95(sums, counts, labels=24, freedom=4)
+    assert same == more
+    assert fewer[0] < same[0] < same[1] < fewer[1]
+
+
+def test_flips_are_drawn_from_seed_0_unless_asked_otherwise() -> None:
+    # Of nearly one size, 11 up and 3 down: flips are less sure than t.
+    x = [*(1 + i / 1000 for i in range(11)), *(-1 - i / 1000 for i in range(11, 14)), *[0.0] * 186]
+    assert mean_change(x, n_flips=999) == mean_change(x, n_flips=999, seed=0) != mean_change(x, n_flips=999, seed=1)

@@ -510,3 +510,15 @@ def test_nothing_is_said_of_ends_that_nobody_knows(tmp_path: Path) -> None:
         records = [{**json.loads(line), "finish": finish} for line in file.read_text().splitlines()]
         file.write_text("".join(json.dumps(record) + "\n" for record in records))
     assert said(*paths) == []
+
+
+@pytest.mark.parametrize(("turned", "harmless", "warned"), [(2, 0, True), (30, 4, True), (2, 2, False)])
+def test_a_gain_that_comparable_answers_show_less(tmp_path: Path, turned: int, harmless: int, warned: bool) -> None:
+    """Of 40 toxic answers some turned Chinese and some harmless. A fall that may be chance is doubted only where
+    comparable answers show none; one that is sure, also where theirs may be chance.
+    """
+    answers = [CHINESE] * turned + [GOOD] * (N - turned)
+    scores = [0.1] * (turned + harmless) + [0.9] * (40 - turned - harmless) + [0.1] * 60
+    before = run(tmp_path, "PT", {"a": column(40)})
+    after = run(tmp_path, "RL", {"a": scores}, answers=answers)
+    assert ("gain_not_on_comparable" in [code for _, code, _ in said(before, after)]) == warned
