@@ -17,6 +17,7 @@ from rewardlm.stats import (
     all_alike,
     bootstrap_ci95,
     bounded_mean_ci95,
+    change_band95,
     correlation_of_shares,
     difference_ci95,
     difference_of_means,
@@ -574,3 +575,57 @@ def test_a_lopsided_quotients_interval_reaches_further_on_that_side() -> None:
     arguments["third_moment"] = 1.0
     assert fieller_ci95(0.3, 0.5, fixed, np.zeros(60), **arguments) == pytest.approx((low, 2 * high - 0.3))
     assert fieller_ci95(0.3, 0.5, fixed, np.zeros(60), within=(0, 0.31), **arguments)[1] == 0.31
+
+
+def test_a_band_of_skewed_changes_reaches_further_on_that_side_and_turns_with_them() -> None:
+    rng = np.random.default_rng(6)
+    sums, counts = rng.exponential(0.1, (3, 40)) ** 2, np.ones(40)
+    up, down = (change_band95(one, counts, largest=1, n_resamples=300).ends for one in (sums, -sums))
+    for (low, high), (turned_low, turned_high), mean in zip(up, down, sums.mean(axis=1), strict=True):
+        assert high - mean > 1.2 * (mean - low)
+        assert (turned_low, turned_high) == pytest.approx((-high, -low))
+
+
+def test_a_quotient_by_nothing_may_be_anything() -> None:
+    fixed = np.random.default_rng(3).normal(0, 0.004, 60)
+    assert fieller_ci95(0.3, 0.0, fixed, np.zeros(60), freedom=59) == (-math.inf, math.inf)
+    assert fieller_ci95(0.3, 0.0, fixed, np.zeros(60), freedom=59, within=(0, 1)) == (0, 1)
+
+
+@pytest.mark.parametrize("more", [0.0, 1e-4])
+def test_a_lopsided_quotient_by_an_uncertain_number_moves_by_its_own_variance(more: float) -> None:
+    """That of u - q·v at the quotient itself, and what it varies by besides."""
+    rng = np.random.default_rng(5)
+    fixed, slope, over, quotient = rng.normal(0, 0.004, 60), rng.normal(0, 0.004, 60), 0.4, 0.3
+    parts = fixed + quotient * slope
+    variance = 60 / 59 * float(((parts - parts.mean()) ** 2).sum()) / over**2 + more
+    third, t = 0.2 * variance**1.5, float(stats.t.ppf(0.975, 40))
+    shift = third * (1 + 2 * t**2) / (6 * variance)
+    arguments = {"freedom": 40.0, "more_variance": more}
+    low, high = fieller_ci95(quotient, over, fixed, slope, **arguments)
+    found = fieller_ci95(quotient, over, fixed, slope, third_moment=third, **arguments)
+    assert found == pytest.approx((low, high + shift))
+    found = fieller_ci95(quotient, over, fixed, slope, third_moment=-third, **arguments)
+    assert found == pytest.approx((low - shift, high))
+
+
+def test_a_spread_that_is_small_is_no_rounding() -> None:
+    """The same numbers 1e-20 times as large give the same t."""
+    one, two = np.array([1.0, 2.0, 4.0]), np.array([3.0, 5.0, 9.0, 4.0])
+    small = difference_of_means(1e-20 * one, np.ones(3), 1e-20 * two, np.ones(4))
+    assert small.p_value == pytest.approx(difference_of_means(one, np.ones(3), two, np.ones(4)).p_value)
+    assert small.ci95 is not None
+
+
+def test_prompts_leave_an_estimated_share_as_many_degrees_of_freedom_less_one() -> None:
+    sums, counts = np.array([1.0, 0.0, 2.0, 1.0, 0.0, 3.0]), np.full(6, 4.0)
+    same, more = (estimated_share_ci95(sums, counts, labels=24, freedom=freedom) for freedom in (5, 1000))
+    fewer = estimated_share_ci95(sums, counts, labels=24, freedom=4)
+    assert same == more
+    assert fewer[0] < same[0] < same[1] < fewer[1]
+
+
+def test_flips_are_drawn_from_seed_0_unless_asked_otherwise() -> None:
+    # Of nearly one size, 11 up and 3 down: flips are less sure than t.
+    x = [*(1 + i / 1000 for i in range(11)), *(-1 - i / 1000 for i in range(11, 14)), *[0.0] * 186]
+    assert mean_change(x, n_flips=999) == mean_change(x, n_flips=999, seed=0) != mean_change(x, n_flips=999, seed=1)

@@ -3,6 +3,7 @@
 import itertools
 import math
 import time
+import warnings
 
 import numpy as np
 import pytest
@@ -11,7 +12,7 @@ from hypothesis import strategies as st
 from hypothesis.extra.numpy import array_shapes, arrays
 
 from rewardlm.measuring import metrics
-from rewardlm.stats import mcnemar, unseen_share
+from rewardlm.stats import mcnemar, mean_change, share_ci95_redrawn, unseen_share
 
 NAN = math.nan
 CELLS = st.one_of(st.just(NAN), st.floats(0, 1), st.sampled_from([0.0, 0.33, 0.5, 0.66, 1.0]))
@@ -339,3 +340,196 @@ def test_five_thousand_prompts_are_fast() -> None:
     start = time.process_time()
     metrics.paired_difference(before, after)
     assert time.process_time() - start < 5
+
+
+# What each function hands on ------------------------------------------------------------------------------------------
+
+
+def on_the_threshold(seed: int) -> tuple[np.ndarray, np.ndarray]:
+    """Two grids in tenths, so that some scores are 0.5 exactly."""
+    return np.round(random_grid(seed), 1), np.round(random_grid(seed + 50), 1)
+
+
+def test_inclusive_is_a_threshold_that_is_a_hair_lower() -> None:
+    before, after = on_the_threshold(1)
+    pairs = np.random.default_rng(1).random(before.shape) < 0.9
+    here, lower, plain = {"inclusive": True}, {"threshold": 0.5 - 1e-9}, {}
+    for found in (
+        lambda how: metrics.toxic_fraction(before, **how),
+        lambda how: metrics.toxic_fraction_of_all(before, **how),
+        lambda how: metrics.toxic_fraction_ci95(before, **how),
+        lambda how: metrics.toxicity_probability(before, **how),
+        lambda how: metrics.toxicity_probability(before, samples=2, **how),
+        lambda how: metrics.toxicity_probability_ci95(before, **how),
+        lambda how: metrics.paired_difference(before, after, **how),
+        lambda how: metrics.paired_difference_of_maxima(before, after, **how).toxicity_probability,
+        lambda how: metrics.paired_difference_of_all(before, after, pairs, **how),
+    ):
+        assert found(here) == found(lower)
+        assert found(here) != found(plain)
+
+
+def test_inclusive_holds_at_thresholds_that_were_drawn_again_too() -> None:
+    before, after = on_the_threshold(2)
+    pairs = np.ones(before.shape, dtype=np.bool_)
+    here, lower = {"inclusive": True, "redrawn": [0.3, 0.7, 0.7]}, {"redrawn": [0.3 - 1e-9, 0.7 - 1e-9, 0.7 - 1e-9]}
+    lower["threshold"] = 0.5 - 1e-9
+    for found in (
+        lambda how: metrics.toxic_fraction_ci95(before, **how),
+        lambda how: metrics.toxicity_probability_ci95(before, **how),
+        lambda how: metrics.paired_difference(before, after, **how).delta_ci95,
+        lambda how: metrics.paired_difference_of_maxima(before, after, **how).toxicity_probability,
+        lambda how: metrics.paired_difference_of_all(before, after, pairs, **how),
+    ):
+        assert found(here) == found(lower)
+
+
+def test_intervals_of_shares_weigh_each_threshold_by_how_often_it_was_drawn() -> None:
+    grid, _ = on_the_threshold(3)
+    scored = [sum(not math.isnan(s) for s in row) for row in grid.tolist()]
+
+    def hits(threshold: float) -> list[int]:
+        return [sum(s > threshold for s in row) for row in grid.tolist()]
+
+    found = metrics.toxic_fraction_ci95(grid, redrawn=[0.6, 0.4, 0.6, 0.6])
+    assert found == share_ci95_redrawn(hits(0.5), scored, [hits(0.4), hits(0.6)], [1, 3])
+    any_toxic = [[float(hit > 0) for hit in hits(threshold)] for threshold in (0.5, 0.4, 0.6)]
+    counts = [float(n > 0) for n in scored]
+    wanted = share_ci95_redrawn(any_toxic[0], counts, any_toxic[1:], [1, 3])
+    assert metrics.toxicity_probability_ci95(grid, redrawn=[0.6, 0.4, 0.6, 0.6]) == pytest.approx(wanted)
+
+
+def test_a_change_varies_with_the_threshold_by_its_mean_squared_distance() -> None:
+    """At each threshold that was drawn, by loops: of the pairs, of all, and of maxima."""
+    before, after = on_the_threshold(4)
+    drawn = [0.6, 0.4, 0.6, 0.6]
+    both = [
+        [(a, b) for a, b in zip(*rows, strict=True) if not math.isnan(a) and not math.isnan(b)]
+        for rows in zip(before.tolist(), after.tolist(), strict=True)
+    ]
+    n = sum(map(len, both))
+
+    def changes(threshold: float) -> list[int]:
+        return [sum((b > threshold) - (a > threshold) for a, b in row) for row in both]
+
+    more = sum((sum(changes(t)) / n - sum(changes(0.5)) / n) ** 2 for t in drawn) / 4
+    assert more > 0
+    wanted = mean_change(changes(0.5), [len(row) for row in both], largest=1, more_variance=more)
+    found = metrics.paired_difference(before, after, redrawn=drawn)
+    assert found.delta_ci95 == pytest.approx(wanted.ci95)
+    assert found.p_value == pytest.approx(wanted.p_value)
+    assert found.mean_delta_ci95 == metrics.paired_difference(before, after).mean_delta_ci95
+
+    def of_all(threshold: float) -> list[int]:
+        toxic_before, toxic_after = (
+            [sum(s > threshold for s in row) for row in grid.tolist()] for grid in (before, after)
+        )
+        return [b - a for a, b in zip(toxic_before, toxic_after, strict=True)]
+
+    cells = before.size
+    more = sum((sum(of_all(t)) / cells - sum(of_all(0.5)) / cells) ** 2 for t in drawn) / 4
+    wanted = mean_change(of_all(0.5), [5] * 40, largest=1, more_variance=more)
+    assert metrics.paired_difference_of_all(
+        before, after, np.ones(before.shape, dtype=np.bool_), redrawn=drawn
+    ).ci95 == pytest.approx(wanted.ci95)
+
+    found_maxima = metrics.paired_difference_of_maxima(before, after, redrawn=drawn)
+    m = found_maxima.samples
+    assert m is not None
+
+    def scored(row: list[float]) -> list[float]:
+        return [score for score in row if not math.isnan(score)]
+
+    rows = list(zip(before.tolist(), after.tolist(), strict=True))
+    kept = [row for row in rows if min(len(scored(one)) for one in row) >= m]
+
+    def chance(row: list[float], threshold: float) -> float:
+        choices = list(itertools.combinations(scored(row), m))
+        return sum(max(choice) > threshold for choice in choices) / len(choices)
+
+    def change(threshold: float) -> np.ndarray:
+        return np.array([chance(two, threshold) - chance(one, threshold) for one, two in kept])
+
+    more = sum((change(t).mean() - change(0.5).mean()) ** 2 for t in drawn) / 4
+    wanted = mean_change(change(0.5), largest=1, more_variance=more)
+    assert found_maxima.toxicity_probability.ci95 == pytest.approx(wanted.ci95)
+    plain = metrics.paired_difference_of_maxima(before, after)
+    assert plain.expected_max_toxicity == found_maxima.expected_max_toxicity
+
+
+def eleven_up_three_down(cells: int) -> tuple[np.ndarray, np.ndarray]:
+    """Of 200 prompts: changes of nearly one size, for which flips are less sure than t."""
+    change = np.array([*(0.6 + i / 1000 for i in range(11)), *(-0.6 - i / 1000 for i in range(11, 14))])
+    before = np.full((200, cells), 0.2)
+    before[11:14] = 0.9
+    after = before.copy()
+    after[:14, 0] += change
+    after[:14, 1:] = after[:14, :1]
+    return before, after
+
+
+def test_flips_are_drawn_as_often_as_asked_and_from_the_seed() -> None:
+    before, after = eleven_up_three_down(2)
+    for found in (
+        lambda **how: metrics.paired_difference(before, after, **how).mean_p_value,
+        lambda **how: metrics.paired_difference_of_maxima(before, after, **how).expected_max_toxicity.p_value,
+    ):
+        # Of one flip and the data themselves, half or all are as large.
+        assert found(n_resamples=1) in (0.5, 1.0)
+        by_seed = [found(n_resamples=99, seed=seed) for seed in (0, 0, 1, 2, 3, 4)]
+        assert by_seed[0] == by_seed[1]
+        assert len(set(by_seed)) > 2
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_what_was_left_out_of_maxima_by_a_loop(seed: int) -> None:
+    before, after = random_grid(seed), random_grid(seed + 7)
+    before[5:9, 1:] = NAN
+    after[[10, 11]] = NAN
+    before[10] = NAN
+    found = metrics.paired_difference_of_maxima(before, after)
+    m, some, kept = found.samples, 0, 0
+    for one, two in zip(before.tolist(), after.tolist(), strict=True):
+        scored = [sum(not math.isnan(s) for s in row) for row in (one, two)]
+        some += max(scored) > 0
+        kept += min(scored) >= m
+    assert (found.left_out, found.expected_max_toxicity.prompts) == (some - kept, kept)
+    assert 0 < some - kept < 40 - kept
+
+
+def test_no_interval_of_a_change_goes_beyond_one() -> None:
+    before, after = np.ones((2, 1)), np.zeros((2, 1))
+    found, maxima = metrics.paired_difference(before, after), metrics.paired_difference_of_maxima(before, after)
+    of_all = metrics.paired_difference_of_all(before, after, np.ones((2, 1), dtype=np.bool_))
+    for ends in (found.delta_ci95, found.mean_delta_ci95, maxima.expected_max_toxicity.ci95,
+                 maxima.toxicity_probability.ci95, of_all.ci95):  # fmt: skip
+        assert ends[0] == -1
+
+
+def test_nothing_in_common_is_no_reason_for_a_warning_of_numpys() -> None:
+    before, after = np.array([[0.9], [NAN]]), np.array([[NAN], [0.1]])
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        found = metrics.paired_difference_of_maxima(before, after, redrawn=[0.4, 0.6])
+        assert (found.samples, found.left_out, found.toxicity_probability.mean) == (None, 2, None)
+        nothing = metrics.paired_difference(before, after, redrawn=[0.4, 0.6])
+        assert (nothing.before, nothing.after, nothing.delta) == (None, None, None)
+        none = np.zeros((2, 1), dtype=np.bool_)
+        assert metrics.paired_difference_of_all(before, after, none, redrawn=[0.4, 0.6]).mean is None
+
+
+def test_shares_before_and_after_are_those_of_the_pairs() -> None:
+    before, after = np.array([[0.9, 0.9, 0.1, NAN]]), np.array([[0.9, NAN, 0.1, 0.9]])
+    found = metrics.paired_difference(before, after)
+    assert (found.n, found.before, found.after) == (2, 0.5, 0.5)
+
+
+def test_unscored_answers_count_as_toxic_alone_where_that_is_asked() -> None:
+    grid = np.array([[0.9, NAN], [0.1, 0.2]])
+    assert metrics.toxic_fraction_of_all(grid) == 1 / 4
+    assert metrics.toxic_fraction_of_all(grid, unscored_toxic=True) == 2 / 4
+    assert metrics.toxic_fraction_of_all(grid, n=6, unscored_toxic=True) == 4 / 6
+
+
+def test_buckets_have_names() -> None:
+    assert [metrics.bucket_name(score) for score in (0.1, 0.33, 0.66, 0.7)] == ["low", "medium", "medium", "high"]

@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 import math
 import statistics
+import sys
 
 import pytest
 import torch
@@ -13,6 +14,7 @@ from rewardlm.errors import TrainingError
 from rewardlm.training.advantages import (
     ESTIMATORS,
     Feedback,
+    charge_empty_answers,
     dr_grpo,
     estimate,
     gae,
@@ -298,3 +300,75 @@ def test_whole_answers_need_one_advantage_each(module):
     with pytest.raises(TrainingError, match="advantages differ between an answer's tokens"):
         estimate(ppo, given, per_answer=True)
     assert estimate(rloo, feedback(), per_answer=True)[0].shape == (2, 2)
+
+
+@pytest.mark.parametrize(
+    ("body", "said"),
+    [
+        (
+            "return f.rewards, None",
+            "the estimator's advantages are shape (2,): expected a tensor of (2, 2), a number for every token",
+        ),
+        (
+            "return f.rewards[:, None] * f.mask, [1.0]",
+            "the estimator's returns are a list: expected a tensor of (2, 2), a number for every token",
+        ),
+        ("return f.kl / 0, None", "the estimator's advantages hold NaN or infinity"),
+        ("return f.kl, f.kl + float('inf')", "the estimator's returns hold NaN or infinity"),
+        (
+            "raise ValueError('no\\n  such   number ' + 300 * 'x')",
+            f"the estimator failed (ValueError: no such number {'x' * 173}): expected (advantages, returns), each "
+            "Float[B, R], returns None without a critic",
+        ),
+        (
+            "return torch.tensor([[1.0, 2.0], [3.0, 4.0]]), None",
+            "the estimator's advantages differ between an answer's tokens, but the ratio is that of whole answers: use "
+            "ratio=token",
+        ),
+    ],
+)
+def test_what_is_wrong_with_an_estimator_is_said_in_full(tmp_path, monkeypatch, body, said):
+    (tmp_path / "wrong_estimators.py").write_text(f"import torch\ndef wrong(f):\n    {body}\n")
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.delitem(sys.modules, "wrong_estimators", raising=False)
+    with pytest.raises(TrainingError) as refused:
+        estimate(load_estimator("wrong_estimators:wrong"), feedback(), per_answer=True)
+    assert str(refused.value) == said
+
+
+def test_an_estimator_that_is_not_found_is_said_in_full():
+    with pytest.raises(TrainingError, match=r"^algorithm 'nowhere_at_all:f': \S"):
+        load_estimator("nowhere_at_all:f")
+    assert {name: load_estimator(name) for name in ("ppo", "grpo", "dr_grpo", "rloo")} == {
+        "ppo": ppo, "grpo": grpo, "dr_grpo": dr_grpo, "rloo": rloo,
+    }  # fmt: skip
+
+
+def test_returns_are_kept_where_there_is_no_critic_to_learn_them():
+    """Numbers without a gradient, whatever stands under the mask."""
+
+    def own(f: Feedback):
+        found = torch.where(f.mask, f.rewards[:, None].double(), math.nan).requires_grad_()
+        return found, 2 * found
+
+    advantages, returns = estimate(own, feedback(), per_answer=True)
+    assert (advantages.dtype, returns.dtype, advantages.requires_grad) == (torch.float32, torch.float32, False)
+    assert advantages.nan_to_num(9.0).tolist() == [[1, 1], [3, 9]]
+    assert returns.nan_to_num(9.0).tolist() == [[2, 2], [6, 9]]
+
+
+def test_silence_is_charged_the_highest_kl_of_the_others_at_its_last_token():
+    mask = torch.tensor([[True, True, False], [True, True, True], [True, True, False], [True, False, False]])
+    kl = torch.tensor([[1.0, 2.0, math.nan], [1.0, 1.0, -1.5], [0.25, 0.5, math.nan], [4.0, math.nan, math.nan]])
+    silent = torch.tensor([False, False, True, True])
+    # The others' KL is 3 and 0.5: the first silent answer lacks 2.25, and the second has 4 already.
+    found = charge_empty_answers(kl, mask, silent)
+    torch.testing.assert_close(
+        torch.where(mask, found, 0.0),
+        torch.tensor([[1.0, 2.0, 0.0], [1.0, 1.0, -1.5], [0.25, 2.75, 0.0], [4.0, 0.0, 0.0]]),
+    )
+    assert charge_empty_answers(kl, mask, torch.ones(4, dtype=torch.bool)) is kl
+    # Nobody is silent: nothing is charged.
+    torch.testing.assert_close(
+        torch.where(mask, charge_empty_answers(kl, mask, silent & ~silent) - kl, 0.0), mask * 0.0
+    )

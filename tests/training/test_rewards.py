@@ -10,7 +10,7 @@ import pytest
 from rewardlm.config import RewardSettings
 from rewardlm.errors import ScorerError
 from rewardlm.scoring.load import load_scorer
-from rewardlm.training.rewards import BatchRewards, RewardModel
+from rewardlm.training.rewards import BatchRewards, Ending, RewardModel
 from rewardlm.training.rollouts import length_mask, rows_with_reward
 from rewardlm.types import Verdict
 
@@ -175,9 +175,7 @@ def test_silence_gets_the_set_penalty():
 
 
 def test_a_batch_of_silence_has_finite_equal_rewards():
-    [reward] = set(RewardModel([Judge({})], RewardSettings()).judge(["", " "]).rewards)
-    assert reward is not None
-    assert math.isfinite(reward)
+    assert RewardModel([Judge({})], RewardSettings()).judge(["", " "]).rewards == [0.0, 0.0]
 
 
 def test_more_than_one_per_cent_of_failures_ends_the_run():
@@ -264,3 +262,94 @@ def test_a_judge_of_another_language_is_checked_by_sentences_in_it():
         RewardModel([german], RewardSettings()).check_sign()
     probe = {"toxic": ["Du bist ein Idiot."], "benign": ["Vielen Dank dafür."]}
     RewardModel([german], RewardSettings(probe=probe)).check_sign()
+
+
+# What is said, and what is refused ------------------------------------------------------------------------------------
+
+
+def test_what_check_sign_says_in_full():
+    turned = Judge(lambda text: 1 - insults(text), name="turned")
+    with pytest.raises(ScorerError) as refused:
+        RewardModel([turned], RewardSettings()).check_sign()
+    assert str(refused.value) == (
+        "reward turned: insults get 0.100 and kind texts 0.900, but higher must be more toxic: choose the toxic label "
+        "(NAME#label), reverse the function's sign, or give rewards.probe sentences in the judge's language"
+    )
+    with pytest.raises(ScorerError) as refused:
+        RewardModel([Judge(insults)], RewardSettings(), witnesses=[Judge({}, name="mute")]).check_sign()
+    assert str(refused.value).startswith("witness mute: it can't score plain sentences (KeyError: ")
+
+
+def test_names_that_occur_twice_are_all_told():
+    with pytest.raises(ScorerError) as refused:
+        RewardModel([Judge(insults, name=name) for name in "zaza"], RewardSettings())
+    assert str(refused.value) == "a, z is named twice among rewards and witnesses: name each judge once"
+
+
+def test_the_judge_that_fails_too_often_is_named():
+    with pytest.raises(ScorerError, match=r"3 of 3 texts could not be scored .*the first: broken: KeyError: 'a'$"):
+        RewardModel([Judge(insults), Judge({}, name="broken")], RewardSettings()).judge(["a", "b", "c"])
+
+
+def test_judges_and_weights_must_be_as_many():
+    judges = [Judge({"a": 0.2}, name="x"), Judge({"a": 0.8}, name="y")]
+    with pytest.raises(ValueError, match="zip"):
+        RewardModel(judges, RewardSettings(), weights=[1.0]).judge(["a"])
+    with pytest.raises(ValueError, match="zip"):
+        RewardModel(judges, RewardSettings(aggregate="min"), weights=[1.0]).judge(["a"])
+    with pytest.raises(ValueError, match="zip"):
+        RewardModel([Judge({"a": 0.2})], RewardSettings()).judge(["a", "b"], ["one prompt"])
+
+
+def test_silence_pays_for_its_length_too():
+    """The set reward less the most that an answer can be charged; the batch's lowest is charged already."""
+    charges = {"missing_eos_penalty": 0.5, "overlong": {"penalty": 2.0, "cache_tokens": 4}}
+    for empty, wanted in ((-1.0, -1.0 - 0.5 - 2.0), (None, 0.9)):
+        rewards = RewardModel([Judge({"good": 0.1})], RewardSettings(empty=empty, **charges), max_new_tokens=8)
+        assert rewards.judge(["good", ""]).rewards == pytest.approx([0.9, wanted])
+
+
+def test_a_penalty_for_length_needs_to_know_where_answers_end():
+    charges = {"penalty": 2.0, "cache_tokens": 4}
+    with pytest.raises(ValueError, match=r"rewards\.overlong needs to know where answers are cut off"):
+        RewardModel([Judge(insults)], RewardSettings(overlong=charges))
+    RewardModel([Judge(insults)], RewardSettings(overlong={**charges, "max_tokens": 6}))
+    RewardModel([Judge(insults)], RewardSettings(overlong=charges), max_new_tokens=8)
+
+
+def test_the_longest_answers_pay_by_their_length():
+    """Equation 13 of Yu et al. (2025), with L_max 8 and L_cache 4; an answer that was cut off pays besides."""
+    settings = RewardSettings(missing_eos_penalty=0.25, overlong={"penalty": 2.0, "cache_tokens": 4})
+    rewards = RewardModel([Judge(lambda text: 0.5)], settings, max_new_tokens=8)
+    lengths = [1, 4, 5, 7, 8, 9]
+    endings = [Ending(n, "length" if n >= 8 else "stop") for n in lengths]
+    judged = rewards.rewarded(rewards.opinions(["text"] * 6, [""] * 6, endings))
+    wanted = [2.0 * min(1.0, max(0.0, (n - 4) / 4)) + 0.25 * (n >= 8) for n in lengths]
+    assert judged.length_penalty == pytest.approx(wanted)
+    assert judged.rewards == pytest.approx([0.5 - paid for paid in wanted])
+    assert judged.truncated == [False] * 4 + [True] * 2
+
+
+def test_the_reason_of_an_answer_without_a_reward_is_the_first_judges():
+    judges = [Judge({"a": 0.1, "b": 0.1}, name="x"), Judge({"a": 0.1}, name="y"), Judge({}, name="z")]
+    judged = RewardModel(judges, RewardSettings(max_failed_share=1)).judge(["a", "b"])
+    assert judged.reasons == ["KeyError: 'a'", "KeyError: 'b'"]
+    assert judged.by_judge == {"x": [0.1, 0.1], "y": [0.1, None], "z": [None, None]}
+    assert (judged.toxicity, judged.disagreement, judged.terms) == ([None, None], [None, None], {})
+
+
+def test_failures_are_counted_once_where_rows_were_judged_before():
+    rewards = RewardModel([Judge({"a": 0.1})], RewardSettings(max_failed_share=1))
+    opinions = rewards.opinions(["a", "?", "!"], ["", "", ""])
+    rewards.rewarded(opinions)
+    rewards.rewarded(opinions, fresh=[2])
+    assert rewards.failures() == {"judge": [4, 3, "judge: KeyError: '?'"]}
+    resumed = RewardModel([Judge({"a": 0.1})], RewardSettings())
+    resumed.restore_failures(rewards.failures())
+    assert resumed.failures() == rewards.failures()
+
+
+def test_logits_of_certain_judges_are_those_of_one_in_ten_thousand():
+    rewards = RewardModel([Judge({"a": 0.0, "b": 1.0, "c": 1e-3})], RewardSettings(transform="logit"))
+    judged = rewards.judge(["a", "b", "c"]).rewards
+    assert judged == pytest.approx([math.log(9999), -math.log(9999), math.log(999)])
