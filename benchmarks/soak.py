@@ -267,26 +267,32 @@ class Soak:
         shutil.rmtree(out, ignore_errors=True)
         said.unlink(missing_ok=True)
         left = min(12, 1 + int(rng.expovariate(1 / 4)))
+        faults = [one for one in self.faults if name != "finetune" or one not in OF_JUDGES]
         while True:
-            faults = [one for one in self.faults if name != "finetune" or one not in OF_JUDGES]
-            fault = rng.choice(faults) if left > 0 else None
-            left -= 1
             found.starts += 1
             before = said.stat().st_size if said.exists() else 0
             process = self.start(self.command(name, False, out), said)
-            # Half of a command is imports: most faults come once it has begun.
-            at = rng.uniform(took["begins"] * 0.5 if rng.random() < 0.1 else took["begins"], took["ends"])
-            if fault is not None and self._still_runs(process, at):
-                found.faults.append(fault)
+            met, waited = [], 0.0
+            while left > 0 and not (met and met[-1] in ENDING):
+                fault = rng.choice(faults)
+                # Half of a command is imports: most faults come once it has begun.
+                begins = took["begins"] * 0.5 if rng.random() < 0.1 else took["begins"]
+                at = rng.uniform(max(begins, waited), max(took["ends"], waited + 1))
+                left -= 1
+                if not self._still_runs(process, at - waited):
+                    break
+                waited = at
+                met.append(fault)
                 self._do(fault, process, rng, found)
+            found.faults += met
             code = self._end_of(process, found)
             self._undo()
             complaint = said.read_text("utf-8", errors="replace")[before:]
             if "Traceback" in complaint:
-                found.wrong.append(f"start {found.starts}, {fault}: a traceback")
+                found.wrong.append(f"start {found.starts}, {met}: a traceback")
             if code == 0:
                 break
-            found.wrong += _badly_ended(fault, code, complaint, found.starts)
+            found.wrong += _badly_ended(met, code, complaint, found.starts)
             if found.starts > 40:
                 found.wrong.append("it never ends")
                 break
@@ -403,18 +409,17 @@ def _tensors(file: Path) -> dict[str, bytes]:
         return {name: opened.get_tensor(name).tobytes() for name in opened.keys()}  # noqa: SIM118
 
 
-def _badly_ended(fault: str | None, code: int, said: str, start: int) -> list[str]:
+def _badly_ended(met: list[str], code: int, said: str, start: int) -> list[str]:
     """What is wrong with how a start ended that didn't finish."""
     lines = [line for line in said.splitlines() if line.strip()]
     told = bool(lines) and lines[-1].startswith("error: ")
-    if fault == "kill -9":
-        right = code == -signal.SIGKILL
-    elif fault in ("SIGTERM", "Ctrl-C"):
-        right = code != 0
-    else:
-        # A server that comes back too late ends a run as well as a judge that raises.
-        right = code == 1 and told and fault not in (None, "clock jumps", "same command twice")
-    return [] if right else [f"start {start}, {fault}: exit {code}, said {lines[-1] if lines else 'nothing'!r}"]
+    # A server that comes back too late ends a run as well as a judge that raises.
+    right = code == 1 and told and not {"judge raises", "full disk", "server hangs", "server killed"}.isdisjoint(met)
+    if "kill -9" in met:
+        right |= code == -signal.SIGKILL
+    if {"SIGTERM", "Ctrl-C"} & set(met):
+        right |= code != 0
+    return [] if right else [f"start {start}, {met}: exit {code}, said {lines[-1] if lines else 'nothing'!r}"]
 
 
 def _growth(memory: list[tuple[float, float]]) -> dict[str, float]:
