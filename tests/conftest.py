@@ -32,6 +32,13 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     items.sort(key=lambda item: -slow[item.path])
 
 
+@pytest.fixture
+def hub_in_reach(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As if the hub answered and had whatever is asked for."""
+    for question in ("unreachable", "missing"):
+        monkeypatch.setattr(f"rewardlm.hub.{question}", lambda *_: None)
+
+
 @pytest.fixture(scope="session")
 def shared_data() -> Path:
     """The folder of real data sets: $REWARDLM_DATA, else ../shared/data beside the project. Skips without it."""

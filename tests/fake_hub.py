@@ -1,4 +1,6 @@
-"""As much of the hub's HTTP API as an upload takes, on 127.0.0.1; it keeps what was committed."""
+"""As much of the hub's HTTP API as an upload and a look for a repository take, on 127.0.0.1; it keeps what was
+committed.
+"""
 
 from __future__ import annotations
 
@@ -11,9 +13,12 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
 @dataclass
 class FakeHub:
-    """``status`` other than 200 is what every request gets. ``files`` are those of the last commit, by path."""
+    """``status`` other than 200 is what every request gets. ``files`` are those of the last commit, by path. Whoever
+    asks for a ``gated`` repository without the token hf_friend is turned away.
+    """
 
     status: int = 200
+    gated: bool = False
     asked: list[tuple[str, str, str | None]] = field(default_factory=list)
     created: list[dict] = field(default_factory=list)
     files: dict[str, bytes] = field(default_factory=dict)
@@ -29,8 +34,11 @@ class FakeHub:
                 raw = self.rfile.read(int(self.headers.get("Content-Length") or 0))
                 hub.asked.append((self.command, self.path, self.headers.get("Authorization")))
                 status, reply = (200, hub._answer(self.path, raw)) if hub.status == 200 else (hub.status, {})
+                turned_away = self.path.endswith("/auth-check") and self.headers["Authorization"] != "Bearer hf_friend"
                 body = json.dumps(reply).encode()
-                self.send_response(status)
+                self.send_response(403 if turned_away else status)
+                if turned_away:
+                    self.send_header("X-Error-Code", "GatedRepo")
                 self.send_header("Content-Type", "application/json")
                 self.send_header("Content-Length", str(len(body)))
                 self.end_headers()
@@ -66,4 +74,11 @@ class FakeHub:
             return {"commitOid": "0" * 40, "commitUrl": f"{self.url}/me/detox/commit/{'0' * 40}", "hookOutput": ""}
         if path.endswith("/validate-yaml"):
             return {"errors": [], "warnings": []}
-        return {"id": "me/detox", "sha": "0" * 40, "siblings": [], "tags": [], "private": False}
+        return {
+            "id": "me/detox",
+            "sha": "0" * 40,
+            "siblings": [],
+            "tags": [],
+            "private": False,
+            "gated": "auto" if self.gated else False,
+        }

@@ -13,7 +13,8 @@ import pytest
 
 from fake_hub import FakeHub
 from rewardlm import hub
-from rewardlm.errors import DataError, ModelError
+from rewardlm.data.files import hub_rows
+from rewardlm.errors import DataError, ModelError, ScorerError
 from rewardlm.models.names import check_model
 from rewardlm.scoring.load import check_judges
 
@@ -28,6 +29,7 @@ def online(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Path:
             monkeypatch.delenv(name)
     monkeypatch.setenv("HF_HOME", str(tmp_path / "hf"))
     monkeypatch.setattr(hub, "_known", {})
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", False)  # read when it was imported
     return tmp_path / "hf"
 
 
@@ -52,10 +54,13 @@ def cache(home: Path, name: str, *files: str) -> Path:
 
 
 def test_a_hub_that_answers_is_asked_once(monkeypatch: pytest.MonkeyPatch) -> None:
-    with FakeHub(status=404) as fake:
+    with FakeHub() as fake:
         monkeypatch.setenv("HF_ENDPOINT", fake.url)
         assert hub.unreachable() is None
         hub.require("me/mini", **WORDS)
+        asked = len(fake.asked)
+        hub.require("me/mini", **WORDS)
+        assert len(fake.asked) == asked
     # It is gone now, but was there a moment ago.
     assert hub.unreachable() is None
     monkeypatch.setattr(hub, "_REMEMBERED_SECONDS", 0.0)
@@ -82,6 +87,52 @@ def test_an_address_that_never_answers_is_not_waited_for(monkeypatch: pytest.Mon
         started = time.monotonic()
         assert "127.0.0.1" in str(hub.unreachable())
     assert time.monotonic() - started < 3
+
+
+@pytest.mark.parametrize(
+    ("status", "said"),
+    [
+        (404, "has no model me/mini, or a private one (then log in: hf auth login)"),
+        (401, "has no model me/mini, or a private one (then log in: hf auth login)"),
+        (429, "answers 429 when it is asked for me/mini; try again later"),
+        (500, "answers 500 when it is asked for me/mini; try again later"),
+    ],
+)
+def test_what_the_hub_does_not_have_is_told_before_anything_is_loaded(
+    status: int, said: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with FakeHub(status=status) as fake:
+        monkeypatch.setenv("HF_ENDPOINT", fake.url)
+        with pytest.raises(ModelError) as info:
+            check_model("me/mini")
+        assert f"can't fetch the model me/mini: the hub, {fake.url}, {said}; what needs no hub: " in str(info.value)
+        with pytest.raises(ScorerError, match="can't fetch the judge me/other"):
+            check_judges(["me/other"])
+        with pytest.raises(DataError, match=r"of me/rows: the hub, .* (has no data set me/rows|answers)"):
+            list(hub_rows("me/rows", "train", "of me/rows: {}".format))
+    assert [path for _, path, _ in fake.asked] == [
+        "/api/models/me/mini", "/api/models/me/other", "/api/datasets/me/rows",
+    ]  # fmt: skip
+
+
+def test_a_gated_model_is_for_those_who_were_let_in(monkeypatch: pytest.MonkeyPatch) -> None:
+    with FakeHub(gated=True) as fake:
+        monkeypatch.setenv("HF_ENDPOINT", fake.url)
+        with pytest.raises(ModelError, match="the model me/mini is gated: ask its owner for access on its page"):
+            check_model("me/mini")
+        monkeypatch.setattr(hub, "_known", {})
+        monkeypatch.setenv("HF_TOKEN", "hf_friend")
+        check_model("me/mini")
+    assert fake.asked[-1][1:] == ("/api/models/me/mini/auth-check", "Bearer hf_friend")
+
+
+def test_a_hub_that_stops_half_way_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
+    """It answered a moment ago, and takes no more calls."""
+    with FakeHub() as fake:
+        monkeypatch.setenv("HF_ENDPOINT", fake.url)
+        assert hub.unreachable() is None
+    with pytest.raises(ModelError, match=r"can't be asked for me/mini \(.*refused"):
+        check_model("me/mini")
 
 
 def test_offline_by_wish_nobody_is_asked(monkeypatch: pytest.MonkeyPatch, online: Path) -> None:
@@ -114,7 +165,6 @@ def test_inside_access_the_libraries_are_offline_only_where_they_must(
 ) -> None:
     from huggingface_hub import constants
 
-    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
     cache(online, "models--me--mini", "config.json")
     with hub.access("me/mini", **WORDS):
         assert constants.is_offline_mode()
@@ -122,7 +172,7 @@ def test_inside_access_the_libraries_are_offline_only_where_they_must(
     with pytest.raises(RuntimeError, match="on the way"), hub.access("me/mini", **WORDS):
         raise RuntimeError("on the way")
     assert not constants.is_offline_mode()
-    with FakeHub(status=404) as fake:
+    with FakeHub() as fake:
         monkeypatch.setenv("HF_ENDPOINT", fake.url)
         with hub.access("me/mini", **WORDS):
             assert not constants.is_offline_mode()

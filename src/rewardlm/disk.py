@@ -13,7 +13,8 @@ from rewardlm.errors import DiskFullError
 
 # A full disk, a full share of it, and a file that may not grow further.
 _FULL = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
-# Libraries that aren't written in Python put it into errors of their own: safetensors and pyarrow, torch, SQLite.
+# Libraries that aren't written in Python put it into errors of their own: safetensors, tokenizers, pyarrow, torch,
+# SQLite.
 _WORDS = (
     "No space left on device",
     "Disk quota exceeded",
@@ -71,5 +72,7 @@ def _why(error: BaseException) -> str | None:
 
 
 def _is_a_librarys(error: BaseException) -> bool:
-    """Torch raises plain RuntimeErrors."""
-    return type(error) is RuntimeError or type(error).__module__.startswith(("safetensors", "pyarrow", "sqlite3"))
+    """Torch raises plain RuntimeErrors, tokenizers plain Exceptions."""
+    return type(error) in (RuntimeError, Exception) or type(error).__module__.startswith(
+        ("safetensors", "pyarrow", "sqlite3")
+    )

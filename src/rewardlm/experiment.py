@@ -10,8 +10,8 @@ from __future__ import annotations
 
 import importlib.resources
 import json
-from collections.abc import Callable, Iterable, Sequence
-from contextlib import AbstractContextManager
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -35,7 +35,7 @@ from rewardlm.config import (
 )
 from rewardlm.data.dialogues import load_dialogues, normalised, split_by_component
 from rewardlm.data.prompts import load_prompts, prompts_of
-from rewardlm.errors import ConfigError, did_you_mean
+from rewardlm.errors import ConfigError, RewardLMError, did_you_mean
 from rewardlm.measuring.comparison import Comparison
 from rewardlm.measuring.primary import spelt_out
 from rewardlm.preflight import check_stages
@@ -122,7 +122,8 @@ def run_experiment(
     preferring = _prefer_settings(settings, out)
     rlaf = _rlaf_settings(settings, out)
     interpreting = _interpret_settings(settings)
-    check_stages([stage for stage in (measured["PT"], finetuning, preferring, rlaf) if stage is not None], out)
+    stages = {"measure": measured["PT"], "finetune": finetuning, "prefer": preferring, "rlaf": rlaf}
+    check_stages({section: settings for section, settings in stages.items() if settings is not None}, out)
     if _here(settings.measure.prompts):
         for label, section, training in _asking(settings, preferring, rlaf):
             if not _trained(out, label) and _here(training.prompts):
@@ -166,7 +167,7 @@ def run_experiment(
                 if (replayed := _replayed(finetuning)) is not None:
                     prompts = _replay_prompts(replayed)
                     _refuse_measured("fine-tuning", prompts, _stored(out), "finetune.replay.part")
-            with stage("train FT: counter-narratives") as progress:
+            with _told(stage, "train FT: counter-narratives") as progress:
                 runs.append(finetune(finetuning, out / "train" / "FT", report=progress.report, say=say).path)
         for asking, section, training in _asking(settings, preferring, rlaf):
             if label == asking and not _trained(out, label):
@@ -174,14 +175,14 @@ def run_experiment(
         if preferring is not None and label == LABELS[preferring.method]:
             from rewardlm.training.prefer import prefer
 
-            with stage(f"train {label}: {label} on its own answers") as progress:
+            with _told(stage, f"train {label}: {label} on its own answers") as progress:
                 runs.append(prefer(preferring, out / "train" / label, report=progress.report, say=say).path)
         if label == "RL" and rlaf is not None:
             from rewardlm.training.rlaf import train
 
-            with stage(f"train RL: {rlaf.algorithm} against {', '.join(rlaf.reward)}") as progress:
+            with _told(stage, f"train RL: {rlaf.algorithm} against {', '.join(rlaf.reward)}") as progress:
                 runs.append(train(rlaf, out / "train" / "RL", report=progress.report, say=say).path)
-        with stage(f"measure {label}") as progress:
+        with _told(stage, f"measure {label}") as progress:
             first = label == "PT"
             run = measure(measured[label], out / "measure" / label, report=progress.report, say=say if first else None)
         runs.append(run.path)
@@ -195,7 +196,7 @@ def run_experiment(
         from rewardlm.interpreting.interpretation import interpret
 
         folders = [out / "measure" / label for label in measured]
-        with stage("interpret: what changed inside") as progress:
+        with _told(stage, "interpret: what changed inside") as progress:
             report = progress.report
 
             def look() -> Path:
@@ -210,6 +211,17 @@ def run_experiment(
         return concluded
 
     return processes.first(end)
+
+
+@contextmanager
+def _told(stage: StageOf, title: str) -> Iterator[Progress]:
+    """A stage whose errors say where they happened: ``train RL: …``."""
+    with stage(title) as progress:
+        try:
+            yield progress
+        except RewardLMError as error:
+            error.args = (f"{title.partition(':')[0]}: {error.summary}", *error.args[1:])
+            raise
 
 
 def _models(settings: ExperimentSettings, out: Path) -> Sequence[tuple[str, Path | None]]:

@@ -1,6 +1,7 @@
-"""The Hugging Face hub: whether it can be reached, and what is cached from it here. Asked before anything waits for it.
+"""The Hugging Face hub: whether it can be reached, whether it has something, and what is cached from it here. Asked
+before anything is loaded or waits.
 
-The hub's own libraries retry for a minute and print two dozen lines about it; here one short request finds out.
+The hub's own libraries retry for a minute and print two dozen lines about it; here short requests find out.
 """
 
 from __future__ import annotations
@@ -11,7 +12,7 @@ import re
 import sys
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Literal
 
@@ -23,22 +24,26 @@ _WAIT_SECONDS = 3.0
 # Long enough for everything that one command asks about, shorter than it takes to mend a network.
 _REMEMBERED_SECONDS = 60.0
 _IN_BETWEEN = (502, 503, 504)  # what a proxy answers when nothing is behind it
+# By what was asked, an address or a repository at one: when, and why it can't be had.
 _known: dict[str, tuple[float, str | None]] = {}
 
 
 def require(
     repo: str, *, kind: Kind = "model", what: str, instead: str, error: type[RewardLMError] = RewardLMError
 ) -> None:
-    """Raise ``error``, in one line, unless ``repo`` is in the cache or the hub can be reached.
+    """Raise ``error``, in one line, unless ``repo`` is in the cache, or the hub can be reached and has it for you.
 
     ``what`` names what was to be fetched, ``instead`` says what works without the hub.
     """
     # If a folder is missing, its loader says so.
-    if repo.startswith(("/", ".", "~")) or is_cached(repo, kind) or (reason := unreachable()) is None:
+    if repo.startswith(("/", ".", "~")) or is_cached(repo, kind):
         return
-    raise error(
-        f"can't fetch {what}: {reason}; without the hub you can use {instead}, or a cache that has it ($HF_HOME)"
-    )
+    if (reason := unreachable()) is not None:
+        raise error(
+            f"can't fetch {what}: {reason}; without the hub you can use {instead}, or a cache that has it ($HF_HOME)"
+        )
+    if (reason := missing(repo, kind)) is not None:
+        raise error(f"can't fetch {what}: {reason}; what needs no hub: {instead}")
 
 
 @contextlib.contextmanager
@@ -82,11 +87,16 @@ def unreachable() -> str | None:
     if _is_offline():
         return "HF_HUB_OFFLINE is set"
     address = endpoint()
-    when, reason = _known.get(address, (float("-inf"), None))
-    if time.monotonic() - when > _REMEMBERED_SECONDS:
-        reason = _ask(address)
-        _known[address] = (time.monotonic(), reason)
-    return reason
+    return _remembered(address, lambda: _ask(lambda: _request(address), f"the hub, {address}, doesn't answer"))
+
+
+def missing(repo: str, kind: Kind = "model") -> str | None:
+    """Why a hub that can be reached doesn't hand out ``repo``, in words; None if it does. Takes at most a few seconds,
+    once a minute.
+    """
+    address = endpoint()
+    silent = f"the hub, {address}, doesn't answer when it is asked for {repo}"
+    return _remembered(f"{address} {kind} {repo}", lambda: _ask(lambda: _look_up(address, repo, kind), silent))
 
 
 def endpoint() -> str:
@@ -125,13 +135,24 @@ def _prepared() -> Path:
     return Path(named).expanduser() if named else _home() / "datasets"
 
 
-def _ask(address: str) -> str | None:
-    """One request, in a thread that can be given up: looking up a host name has no time-out of its own."""
+def _remembered(question: str, ask: Callable[[], str | None]) -> str | None:
+    """The answer to ``question``, asked once a minute."""
+    when, reason = _known.get(question, (float("-inf"), None))
+    if time.monotonic() - when > _REMEMBERED_SECONDS:
+        reason = ask()
+        _known[question] = (time.monotonic(), reason)
+    return reason
+
+
+def _ask(request: Callable[[], str | None], silent: str) -> str | None:
+    """What ``request`` returns, in a thread that can be given up: looking up a host name has no time-out of its own.
+    ``silent`` if it takes too long.
+    """
     reasons: list[str | None] = []
-    asking = threading.Thread(target=lambda: reasons.append(_request(address)), daemon=True)
+    asking = threading.Thread(target=lambda: reasons.append(request()), daemon=True)
     asking.start()
     asking.join(_WAIT_SECONDS + 1)
-    return reasons[0] if reasons else f"the hub, {address}, doesn't answer"
+    return reasons[0] if reasons else silent
 
 
 def _request(address: str) -> str | None:
@@ -142,6 +163,28 @@ def _request(address: str) -> str | None:
     except (httpx.HTTPError, httpx.InvalidURL) as error:
         return f"the hub, {address}, can't be reached ({_plainly(error)})"
     return f"the hub, {address}, can't be reached (a proxy answers {status})" if status in _IN_BETWEEN else None
+
+
+def _look_up(address: str, repo: str, kind: Kind) -> str | None:
+    """Ask for ``repo`` as its libraries would, with the user's own token."""
+    from huggingface_hub import HfApi
+    from huggingface_hub.errors import GatedRepoError, HfHubHTTPError
+
+    api = HfApi(endpoint=address)
+    noun = "data set" if kind == "dataset" else "model"
+    try:
+        if api.repo_info(repo, repo_type=kind, timeout=_WAIT_SECONDS).gated:
+            api.auth_check(repo, repo_type=kind)
+    except HfHubHTTPError as error:
+        status = error.response.status_code
+        if isinstance(error, GatedRepoError):
+            return f"the {noun} {repo} is gated: ask its owner for access on its page, and log in (hf auth login)"
+        if status in (401, 404):  # the hub doesn't tell one from the other
+            return f"the hub, {address}, has no {noun} {repo}, or a private one (then log in: hf auth login)"
+        return f"the hub, {address}, answers {status} when it is asked for {repo}; try again later"
+    except Exception as error:  # What a broken connection raises depends on the HTTP library that this hub's uses.
+        return f"the hub, {address}, can't be asked for {repo} ({_plainly(error)})"
+    return None
 
 
 def _plainly(error: Exception) -> str:

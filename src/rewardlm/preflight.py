@@ -8,7 +8,7 @@ from __future__ import annotations
 import importlib.util
 import os
 import re
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
@@ -28,6 +28,7 @@ from rewardlm.config import (
     Section,
     ServicesSettings,
     SteerFitSettings,
+    SteerImportSettings,
     TrainingSettings,
     data_folder,
     is_function_name,
@@ -79,33 +80,44 @@ def check(settings: Section, out: Path | None = None, *, kind: str | None = None
     if out is not None and kind is not None and begun and Run.open(out).finished:
         _check_place(out, kind)
         return
-    _all(_checks(settings, out, kind, begun=begun))
+    _all({"": _checks(settings, out, kind, begun=begun)})
 
 
-def check_stages(stages: Iterable[Section], out: Path) -> None:
-    """The same for all stages of an experiment, before the first one begins. Their adapters don't exist yet."""
-    checks: list[Check] = []
-    for settings in stages:
+def check_stages(stages: Mapping[str, Section], out: Path) -> None:
+    """The same for all stages of an experiment, before the first one begins; a mistake that only some of them make is
+    told with their sections. Their adapters don't exist yet.
+    """
+    begun = (out / "run.json").exists()
+    checks = {}
+    for section, settings in stages.items():
         if isinstance(settings, ModelSettings):
             settings = settings.model_copy(update={"adapter": None})
-        checks += _checks(settings, out, "experiment", begun=(out / "run.json").exists())
+        checks[section] = _checks(settings, out, "experiment", begun=begun)
     _all(checks)
 
 
-def _all(checks: Iterable[Check]) -> None:
-    wrong: dict[str, RewardLMError] = {}
-    for one in checks:
-        try:
-            one()
-        except RewardLMError as error:
-            for sentence in error.problems or (error.summary,):
-                wrong.setdefault(sentence, error)
+def _all(checks: Mapping[str, Iterable[Check]]) -> None:
+    """Raise one error for all that the checks of each section find."""
+    wrong: dict[str, tuple[RewardLMError, list[str]]] = {}
+    for section, ones in checks.items():
+        for one in ones:
+            try:
+                one()
+            except RewardLMError as error:
+                for sentence in error.problems or (error.summary,):
+                    sections = wrong.setdefault(sentence, (error, []))[1]
+                    sections += [section] if section not in sections else []
     if not wrong:
         return
-    first = next(iter(wrong.values()))
-    if len({id(error) for error in wrong.values()}) == 1:
+    first = next(iter(wrong.values()))[0]
+    sentences = [
+        # What a single command or every stage has wrong needs no name of its section.
+        sentence if "" in checks or 1 < len(sections) == len(checks) else f"{', '.join(sections)}: {sentence}"
+        for sentence, (_, sections) in wrong.items()
+    ]
+    if len({id(error) for error, _ in wrong.values()}) == 1 and sentences == list(wrong):
         raise first
-    raise type(first).of(list(wrong), "{} things are wrong")
+    raise type(first).of(sentences, "{} things are wrong")
 
 
 def _checks(settings: Section, out: Path | None, kind: str | None, *, begun: bool) -> Iterator[Check]:
@@ -131,6 +143,8 @@ def _checks(settings: Section, out: Path | None, kind: str | None, *, begun: boo
             )
     if isinstance(settings, SteerFitSettings):
         yield from _of_a_steering(settings)
+    if isinstance(settings, SteerImportSettings):
+        yield partial(_check_vector, settings.file)
     if isinstance(settings, RewardedSettings) and settings.draws:
         yield from (partial(check_rewards, [name], settings.services) for name in settings.reward)
         yield from (partial(check_judges, [name], settings.services) for name in settings.witness or [])
@@ -178,6 +192,11 @@ def _of_a_judge(settings: Section) -> Iterator[Check]:
         yield partial(_check_scored, settings)
     if isinstance(settings, JudgeTrainSettings):
         yield from (partial(_check_labelled, source) for source in settings.data)
+        teachers = [*settings.distil, *([settings.teacher] if settings.teacher is not None else [])]
+        yield from (partial(check_judges, [name]) for name in teachers)
+    if isinstance(settings, PairJudgeSettings):
+        yield from (partial(_check_labelled, source) for source in (*settings.hate, *settings.toxic))
+        yield from _of_pairs(settings.start)
     if isinstance(settings, JudgeTrainSettings | PairJudgeSettings):
         yield partial(check_encoder, settings.encoder)
     if isinstance(settings, PairEvaluateSettings):
@@ -277,6 +296,11 @@ def _of_a_steering(settings: SteerFitSettings) -> Iterator[Check]:
         yield lambda: check_judges([settings.judge or "starter"], settings.services)
     adapters = (settings.dexperts.expert, settings.dexperts.anti_expert, settings.task_vector.toxic_adapter)
     yield from (partial(check_adapter, adapter) for adapter in adapters if adapter is not None)
+
+
+def _check_vector(file: Path) -> None:
+    if not file.is_file():
+        raise RunError(f"{file}: no such file; expected a control vector of llama.cpp (.gguf)")
 
 
 def _check_steer_folder(settings: MeasureSettings, folder: Path) -> None:

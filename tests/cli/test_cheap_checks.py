@@ -60,7 +60,17 @@ CHEAP: list[tuple[str, int, list[str]]] = [
     ("judge train --data starter --encoder minilm6 --out o", 1, ["unknown encoder 'minilm6': did you mean 'minilm'?"]),
     ("judge train-pairs --dialogues none.jsonl --out o", 1, ["none.jsonl"]),
     ("judge evaluate-pairs starter_pair", 1, ["did you mean 'starter_pairs'?"]),
-    ("run experiment.yaml --out o", 1, ["unknown scorer 'lexcial'"]),
+    ("judge train --data starter teacher=nobody --out o", 1, ["unknown scorer 'nobody'"]),
+    ("judge train --data starter distil=nobody --out o", 1, ["unknown scorer 'nobody'"]),
+    ("judge train-pairs hate=none.csv --out o", 1, ["none.csv is not there"]),
+    ("judge train-pairs start=starter_pair --out o", 1, ["did you mean 'starter_pairs'?"]),
+    ("steer export none --out v.gguf", 1, ["none is no steer folder"]),
+    ("steer import tiny none.gguf --out o", 1, ["none.gguf: no such file"]),
+    ("run experiment.yaml --out o", 1, ["error: measure: unknown scorer 'lexcial'"]),
+    ("run stages.yaml --out o", 1, [
+        "\nmeasure, rlaf: unknown scorer 'lexcial'", "\nfinetune: none.jsonl: no such file", "unknown model 'tyni'",
+        "\nerror: 3 things are wrong, see above",
+    ]),
 ]  # fmt: skip
 # Each command line in one process, which says what it had to load.
 PROGRAM = """
@@ -91,13 +101,17 @@ def told(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
     record = {"kind": "finetune", "label": "FT", "settings": {}, "status": "finished"}
     (here / "other" / "run.json").write_text(json.dumps(record))
     (here / "experiment.yaml").write_text("model: tiny\nmeasure: {scorer: lexcial}\n")
+    (here / "stages.yaml").write_text(
+        "model: tyni\nmeasure: {scorer: lexcial, part: measure}\nfinetune: {dialogues: none.jsonl}\n"
+        "rlaf: {reward: lexcial, part: train}\n"
+    )
     lines = [line for line, _, _ in CHEAP]
     done = subprocess.run(
-        [sys.executable, "-c", PROGRAM], input=json.dumps(lines), capture_output=True, text=True, timeout=120, cwd=here
+        [sys.executable, "-c", PROGRAM], input=json.dumps(lines), capture_output=True, text=True, timeout=240, cwd=here
     )
     assert done.returncode == 0, done.stderr
     assert {path.name for path in here.iterdir()} == {
-        "bad.jsonl", "columns.csv", "good.txt", "empty", "other", "experiment.yaml",
+        "bad.jsonl", "columns.csv", "good.txt", "empty", "other", "experiment.yaml", "stages.yaml",
     }  # fmt: skip
     return dict(zip(lines, map(json.loads, done.stdout.splitlines()), strict=True))
 

@@ -245,6 +245,7 @@ def test_what_ships_has_no_column_to_name(source: str) -> None:
             load_dialogues(source, text_column="text")
 
 
+@pytest.mark.usefixtures("hub_in_reach")
 def test_rows_of_the_hub_have_columns_too(monkeypatch: pytest.MonkeyPatch) -> None:
     import datasets
 

@@ -314,6 +314,7 @@ class Hub:
         return self.answer
 
 
+@pytest.mark.usefixtures("hub_in_reach")
 def test_hub(monkeypatch: pytest.MonkeyPatch) -> None:
     hub = Hub(monkeypatch, [rtp_row(1, 0.2), rtp_row(2, 0.8), rtp_row(3, 0.9, challenging=True)])
     assert [prompt.id for prompt in load_prompts("rtp").prompts] == ["1.txt:1-10", "2.txt:2-11", "3.txt:3-12"]
@@ -330,6 +331,7 @@ def test_hub(monkeypatch: pytest.MonkeyPatch) -> None:
         load_prompts("owner/name")
 
 
+@pytest.mark.usefixtures("hub_in_reach")
 @pytest.mark.parametrize(
     "error", [ConnectionError("no\nnetwork"), ValueError("x" * 900), FileNotFoundError(""), RuntimeError("x")]
 )

@@ -28,6 +28,14 @@ COMMANDS = {
         "measure", "tiny", "--prompts", "starter", "--limit", "8", "--max-new-tokens", "4", "--scorer", "lexical",
         "similarity=false", "counter_narrative=null",
     ),
+    "prefer": (
+        "prefer", "tiny", "--prompts", "starter", "--limit", "6", "--samples", "4", "--reward", "lexical", "--witness",
+        "none", "--max-new-tokens", "4", "--steps", "2", "checkpoint_every=1", "pairs.margin=0.001", "pairs.topic=0",
+        "pairs.topic_gap=null", "rewards.terms.counter_narrative=0", "rewards.terms.similarity=0", "retain.coef=0",
+    ),
+    "judge train": (
+        "judge", "train", "--data", "labelled.csv", "--epochs", "1", "evaluations=2", "validation=0.2", "lora.r=4",
+    ),
 }  # fmt: skip
 
 
@@ -71,9 +79,17 @@ def command(*arguments: object) -> tuple[int, str]:
         ("rlaf", "8k"),
         ("rlaf", "330k"),
         ("measure", "8k"),
+        ("prefer", "300k"),
+        ("judge train", "300k"),  # the first checkpoint
+        ("judge train", "4480k"),  # the judge itself
     ],
 )
-def test_a_command_says_so_and_goes_on_with_more_room(disk: Disk, name: str, size: str) -> None:
+def test_a_command_says_so_and_goes_on_with_more_room(
+    disk: Disk, name: str, size: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    rows = [f"you are a {'stupid moron' if n % 2 else 'kind friend'} number {n},{n % 2}\n" for n in range(160)]
+    Path("labelled.csv").write_text("text,toxicity\n" + "".join(rows))
     out = disk(size) / "run"
     code, said = command(*COMMANDS[name], "--out", out)
     assert code == 1
@@ -83,9 +99,11 @@ def test_a_command_says_so_and_goes_on_with_more_room(disk: Disk, name: str, siz
     assert last.endswith("make room and run the same command again")
     assert "Traceback" not in said
     # Nothing half is left that a later command could take for whole.
-    for folder in (out / "checkpoints").glob("*[0-9]"):
-        assert (folder / MANIFEST).exists()
-    grown(out.parent, "20m")
+    home = out / "checkpoints"
+    for file in (path for path in home.rglob("*") if path.suffix in (".safetensors", ".pt")):
+        above = [folder for folder in file.parents if folder.is_relative_to(home)]
+        assert any((folder / MANIFEST).exists() for folder in above), file
+    grown(out.parent, "400m")
     code, said = command(*COMMANDS[name], "--out", out)
     assert code == 0, said
     assert Run.open(out).finished
@@ -105,6 +123,18 @@ def test_a_file_that_finds_no_room_is_left_as_it_was(disk: Disk, tmp_path: Path,
     assert said.strip().splitlines()[-1].startswith(f"error: {out}: No space left on device; it is as it was")
     assert [path.name for path in out.parent.iterdir()] == [name]
     assert out.read_text() == "before"
+
+
+def test_a_merged_model_that_finds_no_room_leaves_nothing(disk: Disk, tmp_path: Path) -> None:
+    assert command(*COMMANDS["finetune"], "--out", tmp_path / "ft")[0] == 0
+    out = disk("200k") / "merged"
+    code, said = command("merge", "tiny", "--adapter", tmp_path / "ft", "--out", out)
+    assert code == 1
+    assert said.strip().splitlines()[-1] == (
+        f"error: {out}: No space left on device; model and adapter are as they were: make room and run the same "
+        "command again"
+    )
+    assert not list(out.parent.iterdir())
 
 
 def test_other_errors_are_not_taken_for_it() -> None:

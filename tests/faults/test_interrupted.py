@@ -1,4 +1,4 @@
-"""Ctrl-C in a real process: the first leaves a run that goes on, the second ends at once; neither is a traceback."""
+"""Ctrl-C and SIGTERM in a real process: the first leaves a run that goes on, the second ends at once."""
 
 from __future__ import annotations
 
@@ -58,15 +58,18 @@ def wait_for(file: Path) -> None:
 
 
 @pytest.mark.slow
-def test_the_first_leaves_a_run_that_goes_on(tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    ("number", "code", "said"),
+    [(signal.SIGINT, 130, "interrupted"), (signal.SIGTERM, 143, "stopped by SIGTERM")],
+    ids=["Ctrl-C", "SIGTERM"],
+)
+def test_the_first_leaves_a_run_that_goes_on(tmp_path: Path, number: int, code: int, said: str) -> None:
     process = started("slow", tmp_path)
     wait_for(tmp_path / "run" / "generations.jsonl")
-    process.send_signal(signal.SIGINT)
+    process.send_signal(number)
     _, error = process.communicate(timeout=60)
-    assert process.returncode == 130
-    assert error.strip().splitlines()[-1] == (
-        "error: interrupted: run the same command again to go on where it stopped"
-    )
+    assert process.returncode == code
+    assert error.strip().splitlines()[-1] == f"error: {said}: run the same command again to go on where it stopped"
     assert "Traceback" not in error
     done = subprocess.run(command("slow"), cwd=tmp_path, capture_output=True, text=True, timeout=240)
     assert done.returncode == 0, done.stderr
@@ -76,16 +79,49 @@ def test_the_first_leaves_a_run_that_goes_on(tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
-def test_the_second_ends_at_once_and_quietly(tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    ("first", "second"), [(signal.SIGINT, signal.SIGINT), (signal.SIGTERM, signal.SIGINT)], ids=["Ctrl-C", "SIGTERM"]
+)
+def test_the_second_ends_at_once_and_quietly(tmp_path: Path, first: int, second: int) -> None:
     process = started("clinging", tmp_path)
     wait_for(tmp_path / "judging")
-    process.send_signal(signal.SIGINT)
+    process.send_signal(first)
     wait_for(tmp_path / "interrupted")
     before = time.monotonic()
-    process.send_signal(signal.SIGINT)
+    process.send_signal(second)
     _, error = process.communicate(timeout=60)
     assert time.monotonic() - before < 20
     assert process.returncode == 130
     assert "Traceback" not in error
     assert "KeyboardInterrupt" not in error
     assert (tmp_path / "run" / "run.json").exists()
+
+
+def test_a_forked_worker_is_ended_by_its_pool_and_a_launchers_processes_at_once() -> None:
+    """A pool ends its workers by SIGTERM: they must not take it for the user's wish, and print tracebacks."""
+    code = """
+import multiprocessing, os, signal, time
+from rewardlm.cli.interrupts import second_one_ends
+
+with second_one_ends() as asked:
+    worker = multiprocessing.get_context("fork").Process(target=time.sleep, args=(60,))
+    worker.start()
+    time.sleep(0.3)
+    worker.terminate()
+    worker.join()
+    print(worker.exitcode, asked.number)
+    try:
+        os.kill(os.getpid(), signal.SIGTERM)
+        time.sleep(5)
+    except KeyboardInterrupt:
+        print(asked, asked.code)
+signal.signal(signal.SIGTERM, signal.SIG_DFL)
+with second_one_ends(several=True):
+    os.kill(os.getpid(), signal.SIGTERM)
+    time.sleep(5)
+    print("still here")
+"""
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60)
+    assert done.stdout.splitlines() == ["-15 None", "stopped by SIGTERM 143"]
+    assert done.stderr == ""
+    assert done.returncode == -signal.SIGTERM

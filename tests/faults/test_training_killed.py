@@ -173,9 +173,10 @@ def test_nothing_half_written_is_left(pairs):
             assert (folder / "manifest.json").exists()
 
 
-def test_the_same_command_after_the_end_does_nothing(pairs):
-    out = pairs["rlaf"].killed
+@pytest.mark.parametrize(("kind", "command"), [("rlaf", RLAF), ("sft", SFT), ("prefer", PREFER)])
+def test_the_same_command_after_the_end_does_nothing(pairs, kind, command):
+    out = pairs[kind].killed
     files = {path: (path.read_bytes(), path.stat().st_mtime_ns) for path in out.rglob("*") if path.is_file()}
-    output = finish(start(RLAF, out))
+    output = finish(start(command, out))
     assert str(out / "adapter") in output
     assert {path: (path.read_bytes(), path.stat().st_mtime_ns) for path in out.rglob("*") if path.is_file()} == files

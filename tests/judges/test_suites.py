@@ -131,6 +131,7 @@ def test_without_folder_and_hub_the_error_says_what_to_do(
     assert "\n" not in str(error.value)
 
 
+@pytest.mark.usefixtures("hub_in_reach")
 def test_from_the_hub(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     import datasets
 

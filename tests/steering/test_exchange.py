@@ -135,5 +135,5 @@ def test_other_files_are_refused(tmp_path: Path) -> None:
     (tmp_path / "text.gguf").write_text("hello")
     with pytest.raises(RunError, match="can't be read as GGUF"):
         import_control_vector(settings(tmp_path / "text.gguf"), out)
-    with pytest.raises(RunError, match="no such file"):
+    with pytest.raises(RunError, match="No such file"):
         import_control_vector(settings(tmp_path / "none.gguf"), out)

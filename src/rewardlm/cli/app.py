@@ -11,7 +11,7 @@ from typing import Any
 import typer
 
 from rewardlm.cli.commands import RESUMED, Commands, JudgeCommands, LabelCommands, SteerCommands
-from rewardlm.cli.interrupts import second_one_ends
+from rewardlm.cli.interrupts import Interrupts, second_one_ends
 from rewardlm.cli.quiet import quieten
 from rewardlm.disk import is_full
 from rewardlm.disk import said as full_disk
@@ -70,8 +70,8 @@ def main() -> None:
         if getattr(sys, name) is None:
             # Closed by the caller (>&-): what is printed goes nowhere, as in a shell's own commands.
             setattr(sys, name, open(os.devnull, "w", encoding="utf-8"))  # noqa: SIM115 (as long as the process)
-    with second_one_ends():
-        code = _flushed(_run())
+    with second_one_ends(several=_several()) as asked:
+        code = _flushed(_run(asked))
     if _several():
         from rewardlm.models.processes import leave
 
@@ -79,8 +79,8 @@ def main() -> None:
     sys.exit(code)
 
 
-def _run() -> int:
-    """The exit code of the command that was typed."""
+def _run(asked: Interrupts) -> int:
+    """The exit code of the command that was typed; ``asked`` says by which signal it was stopped."""
     if sys.argv[1:] == ["--version"]:
         # Typer loads pydantic to read a command line, which takes longer than all the rest.
         _print_version()
@@ -104,7 +104,7 @@ def _run() -> int:
     except typer.TyperException as error:
         return _misused(error)
     except (KeyboardInterrupt, typer.Abort):
-        return _fail(_interrupted(), 130)
+        return _fail(_interrupted(asked), asked.code)
     except BrokenPipeError:
         return _nobody_reads()
     except Exception as error:
@@ -145,10 +145,10 @@ def _placeholder(argument: Any) -> str:
     return str(argument.metavar or argument.name).split()[0].strip("[]").removesuffix("...")
 
 
-def _interrupted() -> str:
+def _interrupted(asked: Interrupts) -> str:
     """The message after an interrupt."""
     resumed = " ".join(sys.argv[1:]).startswith(RESUMED)
-    return "interrupted: run the same command again to go on where it stopped" if resumed else "interrupted"
+    return f"{asked}: run the same command again to go on where it stopped" if resumed else str(asked)
 
 
 def _flushed(code: int) -> int:

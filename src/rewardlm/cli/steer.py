@@ -48,12 +48,14 @@ def export(
     as_json: options.AsJson = False,
 ) -> None:
     """Write the vectors in DIR for other programs: as safetensors, or as a control vector of llama.cpp."""
-    from rewardlm.steering.exchange import export as write
     from rewardlm.steering.record import read_record
+
+    record = read_record(folder)
+    # Torch is imported only from here on: a folder that isn't there is told at once.
+    from rewardlm.steering.exchange import export as write
 
     write(folder, out)
     if as_json:
-        record = read_record(folder)
         print_json({"file": str(out), "method": record.method, "strength": record.strength})
     else:
         print(out)

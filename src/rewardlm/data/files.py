@@ -291,6 +291,10 @@ def hub_rows(dataset: str, split: str, complaint: Callable[[str], str]) -> Itera
     """Rows of a hub data set's split. Raises DataError if it can't be loaded, offline or otherwise. Its message is
     ``complaint(reason)``, which says how to do without.
     """
+    if not (hub.is_cached(dataset, "dataset") or Path(dataset).exists()):
+        reason = hub.unreachable() or hub.missing(dataset, "dataset")
+        if reason is not None:
+            raise DataError(complaint(reason))
     import datasets  # only here: it takes a second to import and most sources don't need it
     import httpx
 

@@ -16,10 +16,11 @@ import numpy as np
 import torch
 from scipy.optimize import minimize_scalar
 from torch import nn
-from transformers import AutoTokenizer, DataCollatorWithPadding, Trainer, set_seed
+from transformers import AutoTokenizer, DataCollatorWithPadding, set_seed
 
 from rewardlm.config import flatten
 from rewardlm.data.dialogues import load_dialogues, normalised
+from rewardlm.disk import writing
 from rewardlm.errors import DataError, ModelError
 from rewardlm.judges import trainer
 from rewardlm.judges.card import add_to_card, command, save_record
@@ -48,6 +49,7 @@ from rewardlm.runs import Run, alone
 from rewardlm.scoring.encoder import locate_encoder, public_name
 from rewardlm.scoring.pairs import PAIR_LABELS, encode_pair, folder_of, load_pair_judge
 from rewardlm.scoring.record import JudgeRecord, Source
+from rewardlm.training.checkpoints import what_is_safe
 from rewardlm.types import DialogueSet
 
 Say = Callable[[str], None]
@@ -117,7 +119,7 @@ def _train(settings: PairJudgeSettings, out: Path, report: ProgressCallback | No
             f"{settings.encoder} has a head without bias, as decoders do: choose an encoder of BERT's family"
         )
     validation = _rows(tokenizer, unseen, settings)
-    fitting = Trainer(
+    fitting = trainer.JudgeTrainer(
         model=model,
         # The rows are the examples of all epochs, drawn beforehand, so the trainer makes one pass over them.
         args=trainer.arguments(
@@ -144,7 +146,8 @@ def _train(settings: PairJudgeSettings, out: Path, report: ProgressCallback | No
         head.weight.div_(temperature)
         head.bias.div_(temperature)
     sources = [_dialogues_source(loaded, len(train)), _our_lines(), *hate_sources, *toxic_sources]
-    _save(settings, out, model, revision, temperature, sources, started_from)
+    with writing(out, safe=what_is_safe(out / "checkpoints")):
+        _save(settings, out, model, revision, temperature, sources, started_from)
     # Figures are those of the judge as it was saved: rounded to half precision.
     judge = load_pair_judge(str(out), device=str(resolve_device(settings.device)))
     figures = evaluate_pairs(judge, unseen, tests)

@@ -20,11 +20,12 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import binary_cross_entropy_with_logits, logsigmoid
 from torch.utils.data import Sampler
-from transformers import AutoTokenizer, Conv1D, EarlyStoppingCallback, Trainer, set_seed
+from transformers import AutoTokenizer, Conv1D, EarlyStoppingCallback, set_seed
 from transformers.trainer_pt_utils import get_length_grouped_indices
 
 from rewardlm.config import flatten
 from rewardlm.data.dialogues import normalised
+from rewardlm.disk import writing
 from rewardlm.errors import DataError, ModelError
 from rewardlm.judges import calibrate, trainer
 from rewardlm.judges.augment import misspelt, regrouped
@@ -43,6 +44,7 @@ from rewardlm.runs import Run, alone
 from rewardlm.scoring.encoder import locate_encoder, public_name
 from rewardlm.scoring.lineage import read_hashes, write_hashes
 from rewardlm.scoring.record import Calibration, JudgeRecord, Teacher, judge_folder
+from rewardlm.training.checkpoints import what_is_safe
 
 # What doesn't change the result.
 FREE_SETTINGS = ("device",)
@@ -126,7 +128,8 @@ def _train(settings: JudgeTrainSettings, out: Path, report: ProgressCallback | N
         **steps,
     )
     taught_by = None if teacher is None else recorded(teacher)
-    _save(settings, out, model, tokenizer, revision, calibrations, corpus, distilled, taught_by)
+    with writing(out, safe=what_is_safe(out / "checkpoints")):
+        _save(settings, out, model, tokenizer, revision, calibrations, corpus, distilled, taught_by)
     run.update(status="finished")
     return run
 
@@ -473,7 +476,7 @@ class _Order(Sampler[int]):
         return iter([row for number in mixed for row in batches[number]])
 
 
-class _Trainer(Trainer):  # type: ignore[misc]
+class _Trainer(trainer.JudgeTrainer):
     """The trainer with our order of rows and our loss."""
 
     order: _Order

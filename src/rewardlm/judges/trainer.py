@@ -19,7 +19,7 @@ from rewardlm.models.load import resolve_device, resolve_dtype
 from rewardlm.progress import ProgressCallback
 from rewardlm.runs import Run, peak_rss_mb
 from rewardlm.scoring.encoder import public_name
-from rewardlm.training.checkpoints import newest_whole, write_manifest
+from rewardlm.training.checkpoints import newest_whole, whole_or_none, write_manifest
 
 
 def with_fresh_head(source: str, revision: str | None, labels: Sequence[str], problem_type: str, **options: Any) -> Any:
@@ -72,6 +72,14 @@ def arguments(run: Run, settings: Any, *, learning_rate: float, every: int, **mo
         data_seed=settings.seed,
         **more,
     )
+
+
+class JudgeTrainer(Trainer):  # type: ignore[misc]
+    """transformers' trainer, which leaves no half checkpoint where there is no room for a whole one."""
+
+    def _save_checkpoint(self, *given: Any, **more: Any) -> None:
+        with whole_or_none(Path(self.args.output_dir), self.state.global_step):
+            super()._save_checkpoint(*given, **more)
 
 
 def fit(trainer: Trainer, run: Run) -> None:

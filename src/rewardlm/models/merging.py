@@ -21,6 +21,7 @@ from transformers.pytorch_utils import Conv1D
 
 from rewardlm.config import ModelSettings, QuantisationSettings
 from rewardlm.data.dialogues import load_dialogues, pairs
+from rewardlm.disk import nothing_left, writing
 from rewardlm.errors import ConfigError, ModelError
 from rewardlm.models.load import Policy, load_policy, resolve_device, resolve_dtype
 from rewardlm.models.logprobs import vocabulary_kl
@@ -171,9 +172,10 @@ def _write(plain: Policy, out: Path, record: dict[str, Any]) -> None:
     """The whole folder or nothing: it is put in place when it is complete."""
     temporary = out.with_name(out.name + ".tmp")
     shutil.rmtree(temporary, ignore_errors=True)
-    plain.model.save_pretrained(temporary)
-    plain.tokenizer.save_pretrained(temporary)
-    write_atomically(temporary / f"{RECORD}.json", json.dumps(record, indent=1, allow_nan=False).encode())
+    with writing(out, safe="model and adapter are as they were"), nothing_left(temporary):
+        plain.model.save_pretrained(temporary)
+        plain.tokenizer.save_pretrained(temporary)
+        write_atomically(temporary / f"{RECORD}.json", json.dumps(record, indent=1, allow_nan=False).encode())
     shutil.rmtree(out, ignore_errors=True)
     os.replace(temporary, out)
 

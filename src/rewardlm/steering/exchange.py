@@ -7,6 +7,7 @@ every position. Layer N + 1 reads that, so its ``direction.N`` is our ``vector.(
 from __future__ import annotations
 
 import hashlib
+import tempfile
 import warnings
 from pathlib import Path
 
@@ -66,17 +67,20 @@ def _write_control_vector(found: SteerFolder, folder: Path, out: Path) -> None:
         from gguf import GGUFWriter
     except ImportError:
         raise NotAvailableError(_NEEDED) from None
-    writer = GGUFWriter(str(out), _ARCHITECTURE)
-    try:
-        writer.add_string(f"{_ARCHITECTURE}.model_hint", record.model.family or "")
-        writer.add_uint32(f"{_ARCHITECTURE}.layer_count", int(record.model.layers or max(vectors)))
-        for layer, vector in sorted(vectors.items()):
-            writer.add_tensor(f"direction.{layer - 1}", vector.float().numpy())
-        writer.write_header_to_file()
-        writer.write_kv_data_to_file()
-        writer.write_tensors_to_file()
-    finally:
-        writer.close()
+    with tempfile.TemporaryDirectory() as elsewhere:
+        whole = Path(elsewhere) / "vectors.gguf"
+        writer = GGUFWriter(str(whole), _ARCHITECTURE)
+        try:
+            writer.add_string(f"{_ARCHITECTURE}.model_hint", record.model.family or "")
+            writer.add_uint32(f"{_ARCHITECTURE}.layer_count", int(record.model.layers or max(vectors)))
+            for layer, vector in sorted(vectors.items()):
+                writer.add_tensor(f"direction.{layer - 1}", vector.float().numpy())
+            writer.write_header_to_file()
+            writer.write_kv_data_to_file()
+            writer.write_tensors_to_file()
+        finally:
+            writer.close()
+        write_atomically(out, whole.read_bytes())
 
 
 def import_control_vector(settings: SteerImportSettings, out: Path) -> SteerFolder:
@@ -113,8 +117,6 @@ def _read_control_vector(file: Path) -> dict[int, torch.Tensor]:
         from gguf import GGUFReader
     except ImportError:
         raise NotAvailableError(_NEEDED) from None
-    if not file.is_file():
-        raise RunError(f"{file}: no such file; expected a control vector of llama.cpp (.gguf)")
     try:
         reader = GGUFReader(str(file))
         architecture = bytes(reader.fields["general.architecture"].parts[-1]).decode()

@@ -10,11 +10,13 @@ import hashlib
 import json
 import os
 import warnings
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
 from rewardlm.config import Resume
+from rewardlm.disk import nothing_left, writing
 from rewardlm.errors import TrainingError
 from rewardlm.runs import write_atomically
 
@@ -42,6 +44,16 @@ def what_is_safe(folder: Path) -> str:
     """Which checkpoint in ``folder`` a run can go on from, in words for the user."""
     steps = [step_of(manifest.parent) for manifest in folder.glob(f"*/{MANIFEST}") if manifest.parent.suffix != ".tmp"]
     return f"the checkpoint of step {max(steps)} is safe" if steps else "there is no earlier checkpoint yet"
+
+
+@contextmanager
+def whole_or_none(home: Path, step: int) -> Iterator[None]:
+    """Inside, a trainer of transformers writes its checkpoint of ``step`` below ``home``. Without room for it, nothing
+    of it is left, and the error says what is safe.
+    """
+    folder = home / f"checkpoint-{step}"
+    with writing(folder, safe=what_is_safe(home)), nothing_left(folder):
+        yield
 
 
 def step_of(folder: Path) -> int:

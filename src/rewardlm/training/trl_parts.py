@@ -17,7 +17,6 @@ from transformers import TrainerCallback
 from transformers.trainer_pt_utils import get_length_grouped_indices
 
 from rewardlm.config import FinetuneSettings, PreferSettings
-from rewardlm.disk import nothing_left, writing
 from rewardlm.errors import TrainingError
 from rewardlm.models.budget import Budget
 from rewardlm.models.generate import stream_seed
@@ -26,7 +25,7 @@ from rewardlm.models.quantised import check_gradients
 from rewardlm.models.sharding import divided_names
 from rewardlm.progress import ProgressCallback
 from rewardlm.runs import Run, peak_rss_mb
-from rewardlm.training.checkpoints import what_is_safe, write_manifest
+from rewardlm.training.checkpoints import whole_or_none, write_manifest
 
 
 class Order(Sampler[int]):
@@ -162,9 +161,7 @@ class OurOrder(HFTrainer):  # type: ignore[misc]
             super()._load_rng_state(checkpoint)
 
     def _save_checkpoint(self, *given: Any, **more: Any) -> None:
-        home = Path(self.args.output_dir)
-        folder = home / f"checkpoint-{self.state.global_step}"
-        with writing(folder, safe=what_is_safe(home)), nothing_left(folder):
+        with whole_or_none(Path(self.args.output_dir), self.state.global_step):
             super()._save_checkpoint(*given, **more)
 
     def _run_epoch(self, *, epoch: int, **more: Any) -> None:
