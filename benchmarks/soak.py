@@ -169,8 +169,8 @@ class Server:
 class Soak:
     """All rounds of one call."""
 
-    def __init__(self, out: Path, seed: int, minutes: float) -> None:
-        self.out, self.seed, self.minutes = out.resolve(), seed, minutes
+    def __init__(self, out: Path, seed: int, minutes: float, *, again: bool = False) -> None:
+        self.out, self.seed, self.minutes, self.again = out.resolve(), seed, minutes, again
         self.home, self.disk = self.out / "home", self.out / "disk"
         for folder in (self.home, self.disk, self.out / "whole", self.out / "said"):
             folder.mkdir(parents=True, exist_ok=True)
@@ -333,7 +333,8 @@ class Soak:
             # It may have come when the first had ended; then there is nothing to do.
             if code and not said.read_text("utf-8").splitlines()[-1].startswith("error: "):
                 found.wrong.append(f"the same command twice: exit {code}, and no line that says why")
-            if code == 0 and process.poll() is None:
+            # A command whose run has finished, though its process hasn't, says no more than its title.
+            if code == 0 and len(said.read_text("utf-8").splitlines()) > 1:
                 found.wrong.append("the same command twice at once: both ran")
 
     def _undo(self) -> None:
@@ -351,16 +352,19 @@ class Soak:
         """Rounds until the time is over; those of an earlier call count."""
         file = self.out / "rounds.jsonl"
         done = [Round(**json.loads(line)) for line in file.read_text().splitlines()] if file.exists() else []
+        again = [one.number for one in done if one.wrong] if self.again else []
+        done = [one for one in done if one.number not in again]
+        file.write_text("".join(json.dumps(asdict(one)) + "\n" for one in done))
         yield from done
-        number, spent = len(done), sum(one.seconds for one in done)
-        while spent < self.minutes * 60:
-            one = self.round(number)
+        number, spent = len(done) + len(again), sum(one.seconds for one in done)
+        while again or spent < self.minutes * 60:
+            one = self.round(again.pop(0) if again else number)
             with file.open("a") as lines:
                 lines.write(json.dumps(asdict(one)) + "\n")
             print(f"{number:4d} {one.command:9} {one.starts:2d} starts, {one.seconds:4.0f} s  "
                   f"{', '.join(one.faults) or 'no fault'}  {'; '.join(one.wrong) or 'equal'}", flush=True)  # fmt: skip
             yield one
-            number, spent = number + 1, spent + one.seconds
+            number, spent = max(number, one.number + 1), spent + one.seconds
 
     def close(self) -> None:
         """End the server, and give the disk back."""
@@ -471,10 +475,11 @@ def main() -> None:
     parser.add_argument("--minutes", type=float, default=120.0, help="of disturbed runs; the undisturbed come on top")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--out", type=Path, default=Path("build/soak"))
+    parser.add_argument("--again", action="store_true", help="do the rounds anew in which something was wrong")
     parser.add_argument("--without-memory", action="store_true", help="no long runs")
     parser.add_argument("--write", action="store_true", help="write the tables into docs/reliability.md")
     options = parser.parse_args()
-    soak = Soak(options.out, options.seed, options.minutes)
+    soak = Soak(options.out, options.seed, options.minutes, again=options.again)
     left_out = [one for one in (*ENDING, *MILD) if one not in soak.faults]
     if left_out:
         print(f"left out here: {', '.join(left_out)}")
