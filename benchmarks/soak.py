@@ -361,7 +361,7 @@ class Soak:
             one = self.round(again.pop(0) if again else number)
             with file.open("a") as lines:
                 lines.write(json.dumps(asdict(one)) + "\n")
-            print(f"{number:4d} {one.command:9} {one.starts:2d} starts, {one.seconds:4.0f} s  "
+            print(f"{one.number:4d} {one.command:9} {one.starts:2d} starts, {one.seconds:4.0f} s  "
                   f"{', '.join(one.faults) or 'no fault'}  {'; '.join(one.wrong) or 'equal'}", flush=True)  # fmt: skip
             yield one
             number, spent = max(number, one.number + 1), spent + one.seconds
