@@ -169,8 +169,8 @@ class Server:
 class Soak:
     """All rounds of one call."""
 
-    def __init__(self, out: Path, seed: int, minutes: float) -> None:
-        self.out, self.seed, self.minutes = out.resolve(), seed, minutes
+    def __init__(self, out: Path, seed: int, minutes: float, *, again: bool = False) -> None:
+        self.out, self.seed, self.minutes, self.again = out.resolve(), seed, minutes, again
         self.home, self.disk = self.out / "home", self.out / "disk"
         for folder in (self.home, self.disk, self.out / "whole", self.out / "said"):
             folder.mkdir(parents=True, exist_ok=True)
@@ -267,26 +267,32 @@ class Soak:
         shutil.rmtree(out, ignore_errors=True)
         said.unlink(missing_ok=True)
         left = min(12, 1 + int(rng.expovariate(1 / 4)))
+        faults = [one for one in self.faults if name != "finetune" or one not in OF_JUDGES]
         while True:
-            faults = [one for one in self.faults if name != "finetune" or one not in OF_JUDGES]
-            fault = rng.choice(faults) if left > 0 else None
-            left -= 1
             found.starts += 1
             before = said.stat().st_size if said.exists() else 0
             process = self.start(self.command(name, False, out), said)
-            # Half of a command is imports: most faults come once it has begun.
-            at = rng.uniform(took["begins"] * 0.5 if rng.random() < 0.1 else took["begins"], took["ends"])
-            if fault is not None and self._still_runs(process, at):
-                found.faults.append(fault)
+            met, waited = [], 0.0
+            while left > 0 and not (met and met[-1] in ENDING):
+                fault = rng.choice(faults)
+                # Half of a command is imports: most faults come once it has begun.
+                begins = took["begins"] * 0.5 if rng.random() < 0.1 else took["begins"]
+                at = rng.uniform(max(begins, waited), max(took["ends"], waited + 1))
+                left -= 1
+                if not self._still_runs(process, at - waited):
+                    break
+                waited = at
+                met.append(fault)
                 self._do(fault, process, rng, found)
+            found.faults += met
             code = self._end_of(process, found)
             self._undo()
             complaint = said.read_text("utf-8", errors="replace")[before:]
             if "Traceback" in complaint:
-                found.wrong.append(f"start {found.starts}, {fault}: a traceback")
+                found.wrong.append(f"start {found.starts}, {met}: a traceback")
             if code == 0:
                 break
-            found.wrong += _badly_ended(fault, code, complaint, found.starts)
+            found.wrong += _badly_ended(met, code, complaint, found.starts)
             if found.starts > 40:
                 found.wrong.append("it never ends")
                 break
@@ -327,7 +333,8 @@ class Soak:
             # It may have come when the first had ended; then there is nothing to do.
             if code and not said.read_text("utf-8").splitlines()[-1].startswith("error: "):
                 found.wrong.append(f"the same command twice: exit {code}, and no line that says why")
-            if code == 0 and process.poll() is None:
+            # A command whose run has finished, though its process hasn't, says no more than its title.
+            if code == 0 and len(said.read_text("utf-8").splitlines()) > 1:
                 found.wrong.append("the same command twice at once: both ran")
 
     def _undo(self) -> None:
@@ -345,16 +352,19 @@ class Soak:
         """Rounds until the time is over; those of an earlier call count."""
         file = self.out / "rounds.jsonl"
         done = [Round(**json.loads(line)) for line in file.read_text().splitlines()] if file.exists() else []
+        again = [one.number for one in done if one.wrong] if self.again else []
+        done = [one for one in done if one.number not in again]
+        file.write_text("".join(json.dumps(asdict(one)) + "\n" for one in done))
         yield from done
-        number, spent = len(done), sum(one.seconds for one in done)
-        while spent < self.minutes * 60:
-            one = self.round(number)
+        number, spent = len(done) + len(again), sum(one.seconds for one in done)
+        while again or spent < self.minutes * 60:
+            one = self.round(again.pop(0) if again else number)
             with file.open("a") as lines:
                 lines.write(json.dumps(asdict(one)) + "\n")
-            print(f"{number:4d} {one.command:9} {one.starts:2d} starts, {one.seconds:4.0f} s  "
+            print(f"{one.number:4d} {one.command:9} {one.starts:2d} starts, {one.seconds:4.0f} s  "
                   f"{', '.join(one.faults) or 'no fault'}  {'; '.join(one.wrong) or 'equal'}", flush=True)  # fmt: skip
             yield one
-            number, spent = number + 1, spent + one.seconds
+            number, spent = max(number, one.number + 1), spent + one.seconds
 
     def close(self) -> None:
         """End the server, and give the disk back."""
@@ -403,18 +413,17 @@ def _tensors(file: Path) -> dict[str, bytes]:
         return {name: opened.get_tensor(name).tobytes() for name in opened.keys()}  # noqa: SIM118
 
 
-def _badly_ended(fault: str | None, code: int, said: str, start: int) -> list[str]:
+def _badly_ended(met: list[str], code: int, said: str, start: int) -> list[str]:
     """What is wrong with how a start ended that didn't finish."""
     lines = [line for line in said.splitlines() if line.strip()]
     told = bool(lines) and lines[-1].startswith("error: ")
-    if fault == "kill -9":
-        right = code == -signal.SIGKILL
-    elif fault in ("SIGTERM", "Ctrl-C"):
-        right = code != 0
-    else:
-        # A server that comes back too late ends a run as well as a judge that raises.
-        right = code == 1 and told and fault not in (None, "clock jumps", "same command twice")
-    return [] if right else [f"start {start}, {fault}: exit {code}, said {lines[-1] if lines else 'nothing'!r}"]
+    # A server that comes back too late ends a run as well as a judge that raises.
+    right = code == 1 and told and not {"judge raises", "full disk", "server hangs", "server killed"}.isdisjoint(met)
+    if "kill -9" in met:
+        right |= code == -signal.SIGKILL
+    if {"SIGTERM", "Ctrl-C"} & set(met):
+        right |= code != 0
+    return [] if right else [f"start {start}, {met}: exit {code}, said {lines[-1] if lines else 'nothing'!r}"]
 
 
 def _growth(memory: list[tuple[float, float]]) -> dict[str, float]:
@@ -466,10 +475,11 @@ def main() -> None:
     parser.add_argument("--minutes", type=float, default=120.0, help="of disturbed runs; the undisturbed come on top")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--out", type=Path, default=Path("build/soak"))
+    parser.add_argument("--again", action="store_true", help="do the rounds anew in which something was wrong")
     parser.add_argument("--without-memory", action="store_true", help="no long runs")
     parser.add_argument("--write", action="store_true", help="write the tables into docs/reliability.md")
     options = parser.parse_args()
-    soak = Soak(options.out, options.seed, options.minutes)
+    soak = Soak(options.out, options.seed, options.minutes, again=options.again)
     left_out = [one for one in (*ENDING, *MILD) if one not in soak.faults]
     if left_out:
         print(f"left out here: {', '.join(left_out)}")
