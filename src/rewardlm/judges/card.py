@@ -205,7 +205,7 @@ def _control_lines(found: Mapping[str, Counted], written: Callable[[str], str]) 
         "| its answers under a prompt that … | pairs | called counter-narratives |",
         "|---|---|---|",
         *(
-            f"| {_CONTROLS.get(kind) or written(kind)} | {counted['n']:,} | {counted['called'] / counted['n']:.3f} |"
+            f"| {_CONTROLS.get(kind) or written(kind)} | {counted['n']:,} | {_number(counted['called'] / counted['n'] if counted['n'] else None)} |"
             for kind, counted in sorted(found.items())
         ),
     ]

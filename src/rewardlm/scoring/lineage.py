@@ -12,10 +12,12 @@ import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypedDict
 
+from rewardlm.errors import ScorerError
 from rewardlm.scoring.ensemble import PRESETS
 from rewardlm.scoring.record import SHIPPED, JudgeRecord, Teacher, all_sources, judge_folder, read_record
+from rewardlm.typed import mistake
 
 if TYPE_CHECKING:
     import numpy as np
@@ -47,6 +49,21 @@ class Ancestor:
     taught: str | None = None
 
 
+class _RecordedAncestor(TypedDict):
+    judge: str
+    revision: str | None
+    taught: str | None
+
+
+class _Recorded(TypedDict):
+    """What ``Lineage.to_dict`` gives."""
+
+    known: bool
+    family: list[_RecordedAncestor]
+    encoders: list[str]
+    data: list[str]
+
+
 @dataclass(frozen=True, slots=True)
 class Lineage:
     """What is known of where a judge's opinion comes from.
@@ -76,6 +93,8 @@ class Lineage:
         """Read what ``to_dict`` wrote. Where a run has none, nothing is known."""
         if not found:
             return Lineage(name, False)
+        if (wrong := mistake(_Recorded, found)) is not None:
+            raise ScorerError(f"the lineage that a run recorded of {name!r:.60} was changed by hand: {wrong}")
         family = tuple(Ancestor(one["judge"], one["revision"], one["taught"]) for one in found["family"])
         return Lineage(name, found["known"], family, tuple(found["encoders"]), tuple(found["data"]))
 
@@ -164,7 +183,12 @@ def read_hashes(folder: Path) -> NDArray[np.uint64] | None:
     path = folder / READ
     if not path.is_file():
         return None
-    hashes: NDArray[np.uint64] = load_file(str(path))[_KEY]
+    try:
+        hashes: NDArray[np.uint64] = load_file(str(path))[_KEY]
+    except Exception as error:  # safetensors raises its own, undocumented types
+        raise ScorerError(f"{path} is damaged ({' '.join(str(error).split())[:120]}): expected {_KEY}") from None
+    if hashes.dtype.name != "uint64" or hashes.ndim != 1:
+        raise ScorerError(f"{path} is damaged: expected a list of hashes, got {hashes.dtype} of shape {hashes.shape}")
     return hashes
 
 
