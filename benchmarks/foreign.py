@@ -680,16 +680,40 @@ def _use_steering(folder: Path) -> None:
                 tolerate(lambda method=method, suffix=suffix: export(method, folder.with_name(f"out{suffix}")))
 
 
-def _gguf(folder: Path, runs: Path) -> None:
-    """The model ``tiny`` as GGUF, and a control vector."""
+def _gguf(folder: Path, _: Path) -> None:
+    """What a model's configuration follows from; the weights are one tensor."""
+    import numpy as np
+    from gguf import GGUFWriter
+
+    writer = GGUFWriter(str(folder / "model.gguf"), "llama")
+    writer.add_context_length(64)
+    writer.add_embedding_length(16)
+    writer.add_block_count(2)
+    writer.add_feed_forward_length(32)
+    writer.add_head_count(2)
+    writer.add_head_count_kv(2)
+    writer.add_layer_norm_rms_eps(1e-5)
+    writer.add_rope_freq_base(10_000.0)
+    writer.add_vocab_size(8)
+    writer.add_tokenizer_model("gpt2")
+    writer.add_token_list(list("abcdefgh"))
+    writer.add_tensor("token_embd.weight", np.ones((8, 16), dtype=np.float32))
+    _written(writer)
+
+
+def _control_vector(folder: Path, _: Path) -> None:
     import numpy as np
     from gguf import GGUFWriter
 
     writer = GGUFWriter(str(folder / "vector.gguf"), "controlvector")
     writer.add_string("controlvector.model_hint", "llama")
     writer.add_uint32("controlvector.layer_count", 2)
-    writer.add_tensor("direction.1", np.ones(64, dtype=np.float32))
-    writer.add_tensor("direction.2", np.ones(64, dtype=np.float32))
+    for layer in (1, 2):
+        writer.add_tensor(f"direction.{layer}", np.ones(64, dtype=np.float32))
+    _written(writer)
+
+
+def _written(writer: Any) -> None:
     writer.write_header_to_file()
     writer.write_kv_data_to_file()
     writer.write_tensors_to_file()
@@ -699,9 +723,9 @@ def _gguf(folder: Path, runs: Path) -> None:
 def _read_gguf(folder: Path) -> None:
     from rewardlm.gguf import configuration, gguf_file
 
-    path = gguf_file(folder / "vector.gguf")
-    if path is not None:
-        configuration(path)
+    path = gguf_file(folder / "model.gguf")
+    assert path is not None
+    configuration(path)
 
 
 def _read_vector(folder: Path) -> None:
@@ -1102,7 +1126,8 @@ READERS: tuple[Reader, ...] = (
     Reader("judge folders", _whole_judge, ("starter/*",), (_load_judge,), heavy=True),
     Reader("adapters", _adapter, ("adapter/adapter*",), (_load_adapter,), heavy=True),
     Reader("steer folders", _steering, ("*/*",), (_use_steering,), heavy=True),
-    Reader("GGUF", _gguf, ("*.gguf",), (_read_gguf, _read_vector), heavy=True, only_some=True),
+    Reader("GGUF models", _gguf, ("*.gguf",), (_read_gguf,), heavy=True),
+    Reader("GGUF control vectors", _control_vector, ("*.gguf",), (_read_vector,), heavy=True),
     Reader("checkpoints", _checkpoints, ("checkpoints/*/*.json",), (_use_checkpoints,), heavy=True),
     Reader("measured runs: compare", _measured, _RUN, (_compare, _notebook), heavy=True),
     Reader("measured runs: page", _measured, _RUN, (_page,), heavy=True),

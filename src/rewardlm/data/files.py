@@ -251,8 +251,10 @@ def read_parquet(path: Path, expected: str) -> Iterator[Row]:
 
 
 def table_rows(path: Path, table: Any, *, first: int = 1) -> list[dict[str, Any]]:
-    """The rows of a table or batch of pyarrow's, whose first one is row number ``first`` of the file. Raises DataError that names the column for values that Python can't
-    hold (a date after the year 9999), texts that are no UTF-8 or hold NUL, and two columns of one name.
+    """The rows of a table or batch of pyarrow's, whose first one is row number ``first`` of the file.
+
+    Raises DataError that names the column for values that Python can't hold (a date after the year 9999), texts that
+    are no UTF-8 or hold NUL, and two columns of one name.
     """
     import pyarrow
 
@@ -267,8 +269,8 @@ def table_rows(path: Path, table: Any, *, first: int = 1) -> list[dict[str, Any]
             reason = shown(" ".join(str(error).split()))
             kind = table.schema.field(place).type
             raise DataError(
-                f"{path}: column {shown(name)} is of the type {kind!s:.60} and can't be read ({reason}); expected texts, "
-                "numbers, or lists and objects of these"
+                f"{path}: column {shown(name)} is of the type {kind!s:.60} and can't be read ({reason}); expected "
+                "texts, numbers, or lists and objects of these"
             ) from None
         for number, value in enumerate(values, first):
             if isinstance(value, str | list | dict) and any("\0" in text for text in _strings(value)):

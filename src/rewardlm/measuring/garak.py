@@ -110,7 +110,8 @@ def _prompt_id(where: str, attempt: Mapping[str, Any], numbers: Counter[str]) ->
     probe, sequence = attempt.get("probe_classname", "probe"), attempt.get("seq")
     if isinstance(sequence, bool) or not isinstance(sequence, int | None) or not isinstance(probe, str):
         raise DataError(
-            f"{where}: the attempt has number {sequence!r:.60} and probe {probe!r:.60}: expected a whole number and a name"
+            f"{where}: the attempt has number {sequence!r:.60} and probe {probe!r:.60}: expected a whole number and a "
+            "name"
         )
     numbered = sequence is not None and sequence >= 0
     key = f"{probe}:{sequence if numbered else 'n'}"

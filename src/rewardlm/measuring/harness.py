@@ -164,7 +164,8 @@ def _add(prompts: dict[str, Prompt], prompt: Prompt, where: str) -> None:
         known = prompts[prompt.id] = replace(known, toxicity=prompt.toxicity)
     if known.turns != prompt.turns or prompt.toxicity not in (None, known.toxicity):
         raise DataError(
-            f"{where}: prompt {prompt.id!r:.60} differs from the one above with this id: expected one text and one toxicity"
+            f"{where}: prompt {prompt.id!r:.60} differs from the one above with this id: expected one text and one "
+            "toxicity"
         )
 
 

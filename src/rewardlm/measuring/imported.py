@@ -212,8 +212,8 @@ def _drop_unless_ends(rows: Sequence[Row], columns: dict[str, str]) -> list[str]
         except DataError:
             del columns["finish"]
             return [
-                f"column {column!r:.60} is left out: it holds {row.get(column)!r:.60}, not stop (ended by itself), length "
-                "(cut off) or nothing"
+                f"column {column!r:.60} is left out: it holds {row.get(column)!r:.60}, not stop (ended by itself), "
+                "length (cut off) or nothing"
             ]
     return []
 
