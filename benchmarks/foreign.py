@@ -1,5 +1,5 @@
-"""Every reader of files that others may have written, each with valid files to begin with: ``READERS``. ``fuzz.py`` changes
-these files at random and reads them again.
+"""Every reader of files that others may have written, each with valid files to begin with: ``READERS``. ``fuzz.py``
+changes these files at random and reads them again.
 
 The files are made by RewardLM's own commands on the model ``tiny``, or hold small texts of ours.
 """
@@ -83,7 +83,8 @@ def _prompts(folder: Path, _: Path) -> None:
     rows = [{"id": f"p{n}", "prompt": text, "toxicity": n / 4} for n, text in enumerate(TEXTS)]
     write_all(folder, "flat", rows, (".jsonl", ".csv", ".tsv", ".parquet", ".json"))
     rtp = [
-        {"filename": f"{n}.txt", "begin": 0, "end": 9, "challenging": n == 1, "prompt": {"text": text, "toxicity": n / 4}, "continuation": {"text": "so"}}
+        {"filename": f"{n}.txt", "begin": 0, "end": 9, "challenging": n == 1,
+            "prompt": {"text": text, "toxicity": n / 4}, "continuation": {"text": "so"}}
         for n, text in enumerate(TEXTS)
     ]  # fmt: skip
     write_all(folder, "nested", rtp, (".jsonl", ".parquet"))
@@ -115,7 +116,8 @@ def _read_prompts(folder: Path) -> None:
 
 def _dialogues(folder: Path, _: Path) -> None:
     rows = [
-        {"id": f"d{n}", "messages": [{"role": "user", "content": text}, {"role": "assistant", "content": "I see."}], "target": "x"}
+        {"id": f"d{n}", "messages": [{"role": "user", "content": text}, {"role": "assistant", "content": "I see."}],
+            "target": "x"}
         for n, text in enumerate(TEXTS)
     ]  # fmt: skip
     write_all(folder, "messages", rows, (".jsonl", ".parquet", ".json"))
@@ -278,7 +280,8 @@ def _read_scored(folder: Path) -> None:
 
 def _utility(folder: Path, _: Path) -> None:
     tables = {
-        "hellaswag": {"ind": 1, "activity_label": "Baking", "ctx_a": "A man bakes.", "ctx_b": "He", "endings": ["eats.", "sings.", "runs.", "sleeps."], "label": 1},
+        "hellaswag": {"ind": 1, "activity_label": "Baking", "ctx_a": "A man bakes.", "ctx_b": "He",
+            "endings": ["eats.", "sings.", "runs.", "sleeps."], "label": 1},
         "piqa": {"goal": "Open a jar", "sol1": "Twist it.", "sol2": "Sing.", "label": 0},
         "boolq": {"passage": "Bread is food.", "question": "is bread food", "answer": True},
         "mmlu": {"subject": "logic", "question": "What is it?", "choices": ["a", "b", "c", "d"], "answer": 2},
@@ -309,8 +312,11 @@ def _read_utility(folder: Path) -> None:
 
 def _configurations(folder: Path, _: Path) -> None:
     settings = {
-        "measure": {"model": "tiny", "prompts": "starter", "scorer": ["lexical"], "samples": 2, "generation": {"temperature": 0.7}, "primary": {"scorer": "lexical"}, "services": {"endpoints": {"mine": {"url": "http://127.0.0.1:1/v1", "kind": "chat"}}}},
-        "rlaf": {"model": "tiny", "reward": ["lexical"], "steps": 3, "learning_rate": "3e-4", "rewards": {"terms": {"similarity": 0.1}, "weights": {"lexical": 2}}},
+        "measure": {"model": "tiny", "prompts": "starter", "scorer": ["lexical"], "samples": 2,
+            "generation": {"temperature": 0.7}, "primary": {"scorer": "lexical"},
+            "services": {"endpoints": {"mine": {"url": "http://127.0.0.1:1/v1", "kind": "chat"}}}},
+        "rlaf": {"model": "tiny", "reward": ["lexical"], "steps": 3, "learning_rate": "3e-4",
+            "rewards": {"terms": {"similarity": 0.1}, "weights": {"lexical": 2}}},
         "finetune": {"model": "tiny", "dialogues": "starter", "lora": {"r": 4, "targets": ["q_proj"]}},
         "prefer": {"model": "tiny", "method": "dpo", "pairs": {"margin": 0.2}},
         "experiment": {"model": "tiny", "measure": {"samples": 2}, "finetune": {"epochs": 1}},
@@ -398,9 +404,12 @@ def _exports(folder: Path, runs: Path) -> None:
 def _lm_eval(folder: Path, _: Path) -> None:
     rows = [
         {
-            "doc_id": n, "doc": {"filename": "x", "challenging": n == 1, "prompt": {"text": text, "toxicity": n / 4}}, "target": "",
-            "arguments": {"gen_args_0": {"arg_0": text, "arg_1": {"until": ["\n"]}}}, "resps": [["a", "b"]], "filtered_resps": ["a"],
-            "filter": "none", "metrics": ["score", "perspective_api_toxicity_score"], "doc_hash": "a", "prompt_hash": "b",
+            "doc_id": n, "doc": {"filename": "x", "challenging": n == 1, "prompt": {"text": text, "toxicity": n / 4}},
+            "target": "",
+            "arguments": {"gen_args_0": {"arg_0": text, "arg_1": {"until": ["\n"]}}}, "resps": [["a", "b"]],
+            "filtered_resps": ["a"],
+            "filter": "none", "metrics": ["score", "perspective_api_toxicity_score"], "doc_hash": "a",
+            "prompt_hash": "b",
             "score": n % 2, "perspective_api_toxicity_score": n / 4,
         }
         for n, text in enumerate(TEXTS)
@@ -428,12 +437,16 @@ def _garak(folder: Path, _: Path) -> None:
     ]
     for n, text in enumerate(TEXTS):
         attempt = {
-            "entry_type": "attempt", "uuid": f"u{n}", "seq": n, "status": 1, "probe_classname": "realtoxicityprompts.RTPBlank",
-            "prompt": {"turns": [{"role": "user", "content": {"text": text}}]}, "outputs": [], "detector_results": {}, "conversations": [],
+            "entry_type": "attempt", "uuid": f"u{n}", "seq": n, "status": 1,
+            "probe_classname": "realtoxicityprompts.RTPBlank",
+            "prompt": {"turns": [{"role": "user", "content": {"text": text}}]}, "outputs": [], "detector_results": {},
+            "conversations": [],
         }  # fmt: skip
         done = {
-            **attempt, "status": 2, "outputs": [{"text": "a"}, None], "detector_results": {"unsafe_content.ToxicCommentModel": [0.25, None], "dan.DAN": [0, 1]},
-            "conversations": [{"turns": [{"role": "user", "content": {"text": text}}, {"role": "assistant", "content": {"text": "a"}}]}],
+            **attempt, "status": 2, "outputs": [{"text": "a"}, None],
+            "detector_results": {"unsafe_content.ToxicCommentModel": [0.25, None], "dan.DAN": [0, 1]},
+            "conversations": [{"turns": [{"role": "user", "content": {"text": text}},
+                        {"role": "assistant", "content": {"text": "a"}}]}],
         }  # fmt: skip
         rows += [attempt, done]
     write_all(folder, "garak.report", rows, (".jsonl",))
@@ -454,10 +467,14 @@ def _garak(folder: Path, _: Path) -> None:
 def _inspect(folder: Path, _: Path) -> None:
     def sample(n: int, text: str, epoch: int) -> dict[str, Any]:
         return {
-            "id": f"s{n}", "epoch": epoch, "input": text if n % 2 else [{"role": "user", "content": text}], "target": "",
-            "messages": [{"role": "system", "content": "Be kind."}, {"role": "user", "content": [{"type": "text", "text": text}]}, {"role": "assistant", "content": "a"}],
-            "output": {"choices": [{"message": {"role": "assistant", "content": "attachment://x"}, "stop_reason": "stop"}]},
-            "scores": {"toxicity": {"value": n / 4}, "rubric": {"value": {"hate": 0.5, "style": "C"}}}, "metadata": {"toxicity": 0.5}, "attachments": {"x": "a long answer"},
+            "id": f"s{n}", "epoch": epoch, "input": text if n % 2 else [{"role": "user", "content": text}],
+            "target": "",
+            "messages": [{"role": "system", "content": "Be kind."},
+                {"role": "user", "content": [{"type": "text", "text": text}]}, {"role": "assistant", "content": "a"}],
+            "output": {"choices": [{"message": {"role": "assistant", "content": "attachment://x"},
+                        "stop_reason": "stop"}]},
+            "scores": {"toxicity": {"value": n / 4}, "rubric": {"value": {"hate": 0.5, "style": "C"}}},
+            "metadata": {"toxicity": 0.5}, "attachments": {"x": "a long answer"},
         }  # fmt: skip
 
     log = {
@@ -476,13 +493,17 @@ def _inspect(folder: Path, _: Path) -> None:
 def _promptfoo(folder: Path, _: Path) -> None:
     rows = [
         {
-            "testIdx": n, "promptIdx": 0, "promptId": "p", "provider": {"id": "echo", "label": ""}, "prompt": {"raw": raw, "label": "{{q}}"},
-            "vars": {"question": text}, "response": {"output": "a", "finishReason": "stop"}, "success": True, "score": 1, "namedScores": {"toxicity": 0.25},
-            "gradingResult": {"pass": True, "score": 1, "namedScores": {"x": 1}, "componentResults": [{"pass": True, "score": 1, "assertion": {"type": "moderation", "metric": "m"}}]},
+            "testIdx": n, "promptIdx": 0, "promptId": "p", "provider": {"id": "echo", "label": ""},
+            "prompt": {"raw": raw, "label": "{{q}}"},
+            "vars": {"question": text}, "response": {"output": "a", "finishReason": "stop"}, "success": True,
+            "score": 1, "namedScores": {"toxicity": 0.25},
+            "gradingResult": {"pass": True, "score": 1, "namedScores": {"x": 1},
+                "componentResults": [{"pass": True, "score": 1, "assertion": {"type": "moderation", "metric": "m"}}]},
             "metadata": {"toxicity": 0.5}, "failureReason": 0,
         }
         for n, text in enumerate(TEXTS)
-        for raw in (text, json.dumps([{"role": "user", "content": text}]), yaml.safe_dump([{"role": "user", "content": text}]))
+        for raw in (text, json.dumps([{"role": "user", "content": text}]),
+            yaml.safe_dump([{"role": "user", "content": text}]))
     ]  # fmt: skip
     write_all(folder, "promptfoo", rows, (".jsonl",))
     (folder / "promptfoo.json").write_text(
@@ -771,7 +792,6 @@ def made_run(runs: Path, label: str = "PT") -> Path:
             progress=False,
             **more,
         )  # type: ignore[arg-type]
-        prompts = [prompt.id for prompt in run.prompts()]
         with (path / "scores.jsonl").open("a") as file:
             for number, one_answer in enumerate(run.generations()):
                 for name, value in (("a", number % 5 / 5), ("mean(a,b)", number % 3 / 3)):
@@ -802,13 +822,18 @@ def made_run(runs: Path, label: str = "PT") -> Path:
                     + "\n"
                 )
         write_jsonl(path / "utility.jsonl", [
-            {"task": task, "id": f"{task}{n}", "logprobs": [-1.0 - n % 2, -2.0 + n % 3], "sizes": [4, 5], "answer": n % 2}
+            {"task": task, "id": f"{task}{n}", "logprobs": [-1.0 - n % 2, -2.0 + n % 3], "sizes": [4, 5],
+                "answer": n % 2}
             if task != "wikitext" else {"task": task, "id": f"w{n}", "logprobs": [-30.0], "sizes": [9], "answer": None}
             for task in ("piqa", "boolq", "wikitext") for n in range(6)
         ])  # fmt: skip
         asked = [
-            {"task": task, "id": f"{task}-{n}-0", "prompt_id": f"{task}-{n}", "prompt": "How are you?", "about": about, "sample": 0, "text": "Fine." if n % 2 else "I can't.", "n_tokens": 2, "finish": "stop", "seed": 0}
-            for task, about in (("over_refusal", {"set": "own", "kind": "homonym"}), ("groups", {"group": "women", "template": "t0"})) for n in range(6)
+            {"task": task, "id": f"{task}-{n}-0", "prompt_id": f"{task}-{n}", "prompt": "How are you?",
+                "about": about, "sample": 0, "text": "Fine." if n % 2 else "I can't.", "n_tokens": 2,
+                "finish": "stop", "seed": 0}
+            for task,
+            about in (("over_refusal", {"set": "own", "kind": "homonym"}),
+                ("groups", {"group": "women", "template": "t0"})) for n in range(6)
         ]  # fmt: skip
         write_jsonl(path / "utility_answers.jsonl", asked)
         write_jsonl(
@@ -827,12 +852,20 @@ def made_run(runs: Path, label: str = "PT") -> Path:
         )
         write_jsonl(path / "unanswered.jsonl", [{"id": "x-5", "reason": "refused"}])
         Run.open(path).update(
-            scorers=[*run.meta["scorers"], {"name": "a", "labels": ["toxicity"], "revision": None}, {"name": "mean(a,b)", "labels": ["toxicity"], "revision": None}],
-            primary={"scorer": "lexical", "split": "all", "metric": "toxic_fraction"}, unanswered={"refused": 1}, served=["m"], served_as=["m"],
-            thresholds={"a": {"value": 0.4, "matching": "share", "old": 0.5, "label": "toxicity", "share": 0.2, "n": 100, "source": "f.csv", "redrawn": [0.3, 0.4]}},
-            utility={"settings": {"items": 6, "seed": 0}, "tasks": {"piqa": {"items": 6, "of": 6, "source": "s", "hash": "h"}, "wikitext": {"items": 6, "of": 6, "source": "s", "hash": "h"}}, "window": 128, "strength": None, "note": None},
-            prompts_fitted_on=1, cost={"seconds": 1.5, "tokens": 100, "passes": 300}, paid_for=["similarity"], notes=["a note"],
-            treatment={"method": "system", "strength": 1.0, "hash": "h", "settings": {"text": "x"}, "judges": ["lexical"], "run": None} if label == "ST" else None,
+            scorers=[*run.meta["scorers"], {"name": "a", "labels": ["toxicity"], "revision": None},
+                {"name": "mean(a,b)", "labels": ["toxicity"], "revision": None}],
+            primary={"scorer": "lexical", "split": "all", "metric": "toxic_fraction"}, unanswered={"refused": 1},
+            served=["m"], served_as=["m"],
+            thresholds={"a": {"value": 0.4, "matching": "share", "old": 0.5, "label": "toxicity", "share": 0.2,
+                    "n": 100, "source": "f.csv", "redrawn": [0.3, 0.4]}},
+            utility={"settings": {"items": 6, "seed": 0},
+                "tasks": {"piqa": {"items": 6, "of": 6, "source": "s", "hash": "h"},
+                    "wikitext": {"items": 6, "of": 6, "source": "s", "hash": "h"}}, "window": 128, "strength": None,
+                    "note": None},
+            prompts_fitted_on=1, cost={"seconds": 1.5, "tokens": 100, "passes": 300}, paid_for=["similarity"],
+            notes=["a note"],
+            treatment={"method": "system", "strength": 1.0, "hash": "h", "settings": {"text": "x"},
+                "judges": ["lexical"], "run": None} if label == "ST" else None,
         )  # fmt: skip
     return path
 
@@ -867,13 +900,19 @@ def _training(folder: Path, _: Path) -> None:
         settings={"steps": 3, "model": "tiny", "reward": ["lexical"], "seed": 0, "max_new_tokens": 8},
     )
     run.append("metrics", [
-        {"step": step, "seconds": 1.5, "loss": 0.5, "reward_mean": 0.4, "kl": 0.01 * step, "entropy": 2.0, "response_tokens": 7.5, "clip_fraction": 0.1,
-         "value_loss": 0.2, "toxicity_mean": 0.3, "learning_rate": 1e-4, "phase_seconds": {"sample": 1.0}, "warnings": ["something"] if step == 2 else [], "terms": {"similarity": 0.5},
-         "toxicity_by_witness": {"witness": 0.4}, "toxicity_by_judge": {"lexical": 0.3}, "disagreement": None, "dropped": {"refused": 1}, "cut": {"lexical": 0}, "toxic_fraction": 0.25, "updates": 4, "eval_loss": 2.5, "peak_rss_mb": 500.5}
+        {"step": step, "seconds": 1.5, "loss": 0.5, "reward_mean": 0.4, "kl": 0.01 * step, "entropy": 2.0,
+            "response_tokens": 7.5, "clip_fraction": 0.1,
+         "value_loss": 0.2, "toxicity_mean": 0.3, "learning_rate": 1e-4, "phase_seconds": {"sample": 1.0},
+         "warnings": ["something"] if step == 2 else [], "terms": {"similarity": 0.5},
+         "toxicity_by_witness": {"witness": 0.4}, "toxicity_by_judge": {"lexical": 0.3}, "disagreement": None,
+         "dropped": {"refused": 1}, "cut": {"lexical": 0}, "toxic_fraction": 0.25, "updates": 4, "eval_loss": 2.5,
+         "peak_rss_mb": 500.5}
         for step in (1, 2, 3)
     ])  # fmt: skip
     run.append("samples", [
-        {"step": step, "prompt": "How?", "response": "So.", "finish": "length", "reward": 0.4, "reason": None, "toxicity": 0.3, "by_judge": {"lexical": 0.3}, "by_witness": {"witness": 0.5}, "terms": {"similarity": 0.2}, "kl": 0.1}
+        {"step": step, "prompt": "How?", "response": "So.", "finish": "length", "reward": 0.4, "reason": None,
+            "toxicity": 0.3, "by_judge": {"lexical": 0.3}, "by_witness": {"witness": 0.5},
+            "terms": {"similarity": 0.2}, "kl": 0.1}
         for step in (1, 3)
     ])  # fmt: skip
     run.update(
@@ -1096,10 +1135,12 @@ def tolerate(step: Callable[[], object]) -> None:
     """Do it; the project's own errors are fine."""
     from rewardlm.errors import RewardLMError
 
+    said = ""
     try:
         step()
     except RewardLMError as error:
-        assert len(str(error).splitlines()) <= 1, f"several lines: {error!r}"
+        said = str(error)
+    assert len(said.splitlines()) <= 1, f"several lines: {said!r}"
 
 
 IMPORTED = (".csv", ".jsonl", ".parquet", ".json")

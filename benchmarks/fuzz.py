@@ -2,12 +2,12 @@
 
     python benchmarks/fuzz.py [--minutes 10] [--seed 0] [--only NAME …] [--out build/fuzz] [--write]
 
-``foreign.py`` has the readers with valid files, ``mutations.py`` what is done to these. A case is right if what reads the
-file, and what then uses it as a command would, returns or raises an error of RewardLM's own whose message is one line;
-within twenty seconds and two more gigabytes of memory. Anything else is a find: the file that caused it is kept in
-OUT/finds, with what was done to it and the traceback. A find counts once however often it comes: it is told apart by the
-line of code that raised. Readers take turns; a case depends on the seed, its reader and its number alone. Ends with 1 if
-there were finds.
+``foreign.py`` has the readers with valid files, ``mutations.py`` what is done to these. A case is right if what reads
+the file, and what then uses it as a command would, returns or raises an error of RewardLM's own whose message is one
+line; within twenty seconds and two more gigabytes of memory. Anything else is a find: the file that caused it is kept
+in OUT/finds, with what was done to it and where it was raised. A find counts once however often it comes: it is told
+apart by the line of code that raised. Readers take turns; a case depends on the seed, its reader and its number alone.
+Ends with 1 if there were finds.
 """
 
 from __future__ import annotations

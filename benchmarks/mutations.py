@@ -1,5 +1,5 @@
-"""How a file that RewardLM reads is changed at random: its bytes, and what they mean in JSON, YAML, CSV, Parquet and the
-like. ``changed`` writes another version of a file in its place; ``fuzz.py`` says what must happen then.
+"""How a file that RewardLM reads is changed at random: its bytes, and what they mean in JSON, YAML, CSV, Parquet and
+the like. ``changed`` writes another version of a file in its place; ``fuzz.py`` says what must happen then.
 """
 
 from __future__ import annotations
@@ -22,13 +22,16 @@ import yaml
 # What JSON can't be asked to write is put in afterwards, in the place of these marks.
 _MARK = "\x01raw{}\x01"
 RAW = (
-    "NaN", "Infinity", "-Infinity", "1e999", "-1e999", "1" * 5000, "-" + "9" * 400, '"\\ud800"', '"\\udfff\\ud800 half"',
+    "NaN", "Infinity", "-Infinity", "1e999", "-1e999", "1" * 5000, "-" + "9" * 400, '"\\ud800"',
+    '"\\udfff\\ud800 half"',
     "[" * 3000 + "]" * 3000, '{"a":' * 2000 + "1" + "}" * 2000, "nul", "", "'single'", "0x10", "01", "+1", "1.", "{",
 )  # fmt: skip
 VALUES: tuple[Any, ...] = (
     None, True, False, 0, 1, -1, 2, 0.5, 1.5, -0.0, 1e308, 1e-320, 2**31, 2**53 + 1, 2**63, 2**64, -(2**63) - 1, 10**30,
-    "", " ", "0", "1", "0.5", "nan", "inf", "true", "null", "a", "ä\u0301", "\u202eabc", "\0", "a\nb\r\nc\u2028d", "\ufeff",
-    "\x1b[31mred\x1b[0m", "../../x", "/", "a(b", "a)b", "a,b", "mean(a,b)", "#", "=1+1", "x" * 20_000, "\U0001f600", "all",
+    "", " ", "0", "1", "0.5", "nan", "inf", "true", "null", "a", "ä\u0301", "\u202eabc", "\0", "a\nb\r\nc\u2028d",
+    "\ufeff",
+    "\x1b[31mred\x1b[0m", "../../x", "/", "a(b", "a)b", "a,b", "mean(a,b)", "#", "=1+1", "x" * 20_000, "\U0001f600",
+    "all",
     [], {}, [[]], [None], [True], [1, "a"], ["a", "a"], [0.5, None], {"a": 1}, {"": None}, [{}], {"a": {"b": []}},
     list(range(300)), ["x"] * 50,
 )  # fmt: skip
@@ -49,8 +52,10 @@ KEYS = (
     "x" * 3000,
 )
 BYTES = (
-    b"\0", b"\xff", b"\xef\xbb\xbf", b"\xc3", b"\xed\xa0\x80", b"\n", b"\r", b"\r\n", b'"', b"'", b",", b";", b"\t", b"{", b"}",
-    b"[", b"]", b"null", b"NaN", b"-", b"1e999", b"\\ud800", b"\\", b":", b"&a [*a]", b"!!python/object:os.system x", b"#",
+    b"\0", b"\xff", b"\xef\xbb\xbf", b"\xc3", b"\xed\xa0\x80", b"\n", b"\r", b"\r\n", b'"', b"'", b",", b";", b"\t",
+    b"{", b"}",
+    b"[", b"]", b"null", b"NaN", b"-", b"1e999", b"\\ud800", b"\\", b":", b"&a [*a]", b"!!python/object:os.system x",
+    b"#",
     b"9" * 5000, b"\xe2\x80\xa8",
 )  # fmt: skip
 
@@ -301,12 +306,17 @@ def _parquet(path: Path, rng: random.Random) -> str:
     size = table.num_rows
     kinds: tuple[tuple[str, Any], ...] = (
         ("lists", pyarrow.array([["a", None]] * size)), ("objects", pyarrow.array([{"a": 1}] * size)),
-        ("integers", pyarrow.array([2**63] * size, pyarrow.uint64())), ("numbers", pyarrow.array([float("nan")] * size)),
+        ("integers", pyarrow.array([2**63] * size, pyarrow.uint64())),
+        ("numbers", pyarrow.array([float("nan")] * size)),
         ("nothing", pyarrow.nulls(size)), ("truth", pyarrow.array([True] * size)),
-        ("bytes", pyarrow.array([b"\xff\xfe"] * size)), ("dates", pyarrow.array([2**62] * size, pyarrow.timestamp("us"))),
-        ("durations", pyarrow.array([2**62] * size, pyarrow.duration("s"))), ("times", pyarrow.array([1] * size, pyarrow.time64("ns"))),
-        ("a dictionary", pyarrow.array(["a"] * size).dictionary_encode()), ("half characters", pyarrow.array(["a"] * size)),
-        ("infinities", pyarrow.array([float("-inf")] * size)), ("empty lists", pyarrow.array([[]] * size, pyarrow.list_(pyarrow.string()))),
+        ("bytes", pyarrow.array([b"\xff\xfe"] * size)),
+        ("dates", pyarrow.array([2**62] * size, pyarrow.timestamp("us"))),
+        ("durations", pyarrow.array([2**62] * size, pyarrow.duration("s"))),
+        ("times", pyarrow.array([1] * size, pyarrow.time64("ns"))),
+        ("a dictionary", pyarrow.array(["a"] * size).dictionary_encode()),
+        ("half characters", pyarrow.array(["a"] * size)),
+        ("infinities", pyarrow.array([float("-inf")] * size)),
+        ("empty lists", pyarrow.array([[]] * size, pyarrow.list_(pyarrow.string()))),
         ("maps", pyarrow.array([[("a", 1)]] * size, pyarrow.map_(pyarrow.string(), pyarrow.int64()))),
         ("decimals", pyarrow.array([1] * size, pyarrow.decimal128(38, 0))),
         ("no UTF-8", pyarrow.array([b"\xff"] * size).view(pyarrow.string()) if size else pyarrow.nulls(0)),
@@ -432,7 +442,8 @@ def _gguf(path: Path, rng: random.Random) -> str:
 
 
 _STRUCTURAL: dict[str, Callable[[Path, random.Random], str]] = {
-    ".json": _json, ".jsonl": _jsonl, ".ndjson": _jsonl, ".yaml": _yaml, ".csv": _csv, ".tsv": _csv, ".parquet": _parquet,
+    ".json": _json, ".jsonl": _jsonl, ".ndjson": _jsonl, ".yaml": _yaml, ".csv": _csv, ".tsv": _csv,
+    ".parquet": _parquet,
     ".eval": _zip, ".db": _sqlite, ".safetensors": _safetensors, ".gguf": _gguf,
 }  # fmt: skip
 _BINARY = (".parquet", ".eval", ".db", ".safetensors", ".gguf", ".arrow")

@@ -662,8 +662,18 @@ class Run:
         prompts = {prompt.id: prompt for prompt in self.each_prompt()}
         places = {identity: place for place, identity in enumerate(prompts)}
         # Long prompts are answered first, but a table is read in the prompts' order.
-        answers = sorted(self.each_generation(), key=lambda one: (places[one.prompt_id], one.sample))
+        answers = list(self.each_generation())
+        self._refuse_strangers(prompts, answers)
+        answers.sort(key=lambda one: (places[one.prompt_id], one.sample))
         return _as_table(prompts, answers, self.read("scores"))
+
+    def _refuse_strangers(self, prompts: Mapping[str, Prompt], answers: Iterable[Generation]) -> None:
+        stranger = next((one for one in answers if one.prompt_id not in prompts), None)
+        if stranger is not None:
+            raise RunError(
+                f"{self.path}: generation {stranger.id!r:.60} answers prompt {stranger.prompt_id!r:.60}, which isn't in "
+                "its prompts.jsonl: the run was changed by hand"
+            )
 
     @property
     def adapter(self) -> Path:
@@ -683,6 +693,7 @@ class Run:
             answers = list(islice(self.each_generation(), _SHOWN))
             wanted = {answer.prompt_id for answer in answers}
             prompts = {prompt.id: prompt for prompt in self.each_prompt() if prompt.id in wanted}
+            self._refuse_strangers(prompts, answers)
             shown = _as_table(prompts, answers, islice(self.read("scores"), 100 * _SHOWN))
         else:
             shown = pd.DataFrame(list(islice(self.read("metrics"), _SHOWN)))

@@ -17,7 +17,18 @@ STEADY = settings(derandomize=True, deadline=None, max_examples=60)
 # The marks of turns in rendered templates are taken out of texts (private-use characters).
 MARKS = "\ue0f0\ue0f1"
 PIECES = st.sampled_from(
-    ["<|im_end|>", "<|im_start|>assistant\n", "<|endoftext|>", "User:", "\nUser:", "{{ bos }}", "{% raw %}", "\u202e", "\u200d", "e\u0301"]
+    [
+        "<|im_end|>",
+        "<|im_start|>assistant\n",
+        "<|endoftext|>",
+        "User:",
+        "\nUser:",
+        "{{ bos }}",
+        "{% raw %}",
+        "\u202e",
+        "\u200d",
+        "e\u0301",
+    ]
 )
 TEXTS = st.lists(st.text(st.characters(exclude_categories=("Cs",)), max_size=12) | PIECES, max_size=4).map("".join)
 
@@ -90,7 +101,7 @@ def test_a_history_is_cut_to_its_room(chat: ChatFormat, turns: list[Message], ro
     assert len(ids) <= room
     assert len(ids) + cut == len(whole)
     assert cut > 0 or ids == whole
-    # What stays is an end: of the whole, or of a shorter history, which ends with the same turn.
-    last = chat.encode_prompt(turns[-1:])
-    shared = min(len(ids), len(last) - 1)
-    assert ids[len(ids) - shared :] == last[len(last) - shared :] or len(turns) > 1 and turns[0].role == "system"
+    # What stays is the end of a conversation that lacks nothing but its oldest turns; the system's stays in front.
+    rules = [turn for turn in turns[:1] if turn.role == "system"]
+    shorter = [[*rules, *turns[first:]] for first in range(len(rules), len(turns))]
+    assert any(chat.encode_prompt(left)[-len(ids) :] == ids for left in shorter)

@@ -1,5 +1,5 @@
-"""Files of others that were changed: by hand, one test for each kind of mistake that ``benchmarks/fuzz.py`` found, and at
-random, some hundred of its cases.
+"""Files of others that were changed: by hand, one test for each kind of mistake that ``benchmarks/fuzz.py`` found, and
+at random, some hundred of its cases.
 """
 
 from __future__ import annotations
@@ -7,7 +7,7 @@ from __future__ import annotations
 import json
 import shutil
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -29,9 +29,10 @@ from rewardlm.judges.texts import load_labelled
 from rewardlm.labelling.folder import LabelFolder
 from rewardlm.measuring.imported import import_table
 from rewardlm.runs import Run
-from rewardlm.scoring.lineage import Lineage
+from rewardlm.scoring.lineage import Lineage, members
 from rewardlm.scoring.record import read_record, shipped_folder
 from rewardlm.steering.record import read_record as read_steering
+from rewardlm.types import Generation, Message, Prompt
 
 CASES = 24
 LIGHT = [reader for reader in READERS if not reader.heavy]
@@ -170,7 +171,8 @@ def test_a_score_of_five_thousand_digits(tmp_path: Path) -> None:
 def attempt(**more: Any) -> dict[str, Any]:
     turns = [{"role": "user", "content": {"text": "Hello"}}]
     return {
-        "entry_type": "attempt", "uuid": "u", "seq": 0, "status": 2, "probe_classname": "p.P", "prompt": {"turns": turns},
+        "entry_type": "attempt", "uuid": "u", "seq": 0, "status": 2, "probe_classname": "p.P",
+        "prompt": {"turns": turns},
         "outputs": [{"text": "a"}], "detector_results": {"unsafe_content.X": [0.5]}, "conversations": [], **more,
     }  # fmt: skip
 
@@ -191,7 +193,8 @@ def test_messages_of_garak_that_are_none(tmp_path: Path) -> None:
 
 def test_an_export_that_lacks_a_field_in_one_row(tmp_path: Path) -> None:
     row = {
-        "run": "PT", "prompt_id": "p", "prompt": "q", "antecedents": "[]", "prompt_toxicity": None, "toxic_by": "dataset",
+        "run": "PT", "prompt_id": "p", "prompt": "q", "antecedents": "[]", "prompt_toxicity": None,
+        "toxic_by": "dataset",
         "challenging": False, "sample": 0, "response": "a", "n_tokens": 3, "finish": "stop", "seed": 0,
     }  # fmt: skip
     without = {name: value for name, value in row.items() if name != "seed"} | {"sample": 1}
@@ -241,7 +244,10 @@ def run_of(folder: Path, kind: str = "measure", **meta: Any) -> Path:
         ({"scorers": {}}, "scorers is {}, expected a list"),
         ({"unanswered": {"refused": "1"}}, "unanswered.refused is '1', expected a whole number"),
         ({"utility": {"window": "128"}}, "utility.window is '128', expected a whole number or null"),
-        ({"utility": {"tasks": {"piqa": {"items": 1e999}}}}, "utility.tasks.piqa.items is inf, expected a whole number"),
+        (
+            {"utility": {"tasks": {"piqa": {"items": 1e999}}}},
+            "utility.tasks.piqa.items is inf, expected a whole number",
+        ),
         ({"treatment": {"method": "system"}}, "treatment.strength is nothing, expected a number"),
         ({"environment": "null"}, "environment is 'null', expected an object"),
         ({"prompts": {"n": True}}, "prompts.n is True, expected a whole number"),
@@ -268,21 +274,27 @@ def test_what_a_newer_version_may_note_is_kept(tmp_path: Path) -> None:
 
 
 RECORDS: dict[str, tuple[str, dict[str, Any], str]] = {
-    "a number that is a list": ("quality", {"generation_id": "a", "perplexity": [1]}, "perplexity is [1], expected a number or null"),
-    "infinity": ("quality", {"generation_id": "a", "perplexity": float("inf")}, "perplexity is inf, expected a number or null"),
-    "a class without a number": ("quality", {"generation_id": "a", "classes": {"x": None}}, "classes.x is None, expected a number"),
+    "a number that is a list": ("quality", {"generation_id": "a", "perplexity": [1]},
+        "perplexity is [1], expected a number or null"),
+    "infinity": ("quality", {"generation_id": "a", "perplexity": float("inf")},
+        "perplexity is inf, expected a number or null"),
+    "a class without a number": ("quality", {"generation_id": "a", "classes": {"x": None}},
+        "classes.x is None, expected a number"),
     "a word among numbers": (
         "utility", {"task": "piqa", "id": "a", "logprobs": [-1, "/"], "sizes": [1, 1], "answer": 0},
         "logprobs.1 is '/', expected a number",
     ),
     "a sample without an answer": ("samples", {"step": 1, "prompt": "a"}, "response is nothing, expected a text"),
     "a judge that is no judge": (
-        "samples", {"step": 1, "prompt": "a", "response": "b", "by_judge": "inf"}, "by_judge is 'inf', expected an object or null",
+        "samples", {"step": 1, "prompt": "a", "response": "b", "by_judge": "inf"},
+        "by_judge is 'inf', expected an object or null",
     ),
     "warnings that are a number": ("metrics", {"step": 1, "warnings": 0.5}, "warnings is 0.5, expected a list or null"),
-    "an integer beyond 64 bits": ("metrics", {"step": 1, "entropy": -(10**40)}, "entropy is a huge number, expected a number"),
+    "an integer beyond 64 bits": ("metrics", {"step": 1, "entropy": -(10**40)},
+        "entropy is a huge number, expected a number"),
     "flags that are no flags": (
-        "prompts", {"id": "a", "turns": [{"role": "user", "text": "x"}], "source": "s", "toxicity": None, "challenging": [[]]},
+        "prompts",
+        {"id": "a", "turns": [{"role": "user", "text": "x"}], "source": "s", "toxicity": None, "challenging": [[]]},
         "challenging is [[]], expected true or false",
     ),
     "a role that there isn't": (
@@ -291,10 +303,12 @@ RECORDS: dict[str, tuple[str, dict[str, Any], str]] = {
     ),
     "tokens that are none": (
         "generations",
-        {"id": "a", "prompt_id": "a", "model": "m", "sample": 0, "text": "", "n_tokens": 1, "finish": None, "seed": 0, "tokens": ["x"]},
+        {"id": "a", "prompt_id": "a", "model": "m", "sample": 0, "text": "", "n_tokens": 1, "finish": None, "seed": 0,
+            "tokens": ["x"]},
         "tokens is ['x']",
     ),
-    "an author that is an object": ("drift", {"id": "a", "author": {}, "logprobs": []}, "author is {}, expected a whole number"),
+    "an author that is an object": ("drift", {"id": "a", "author": {}, "logprobs": []},
+        "author is {}, expected a whole number"),
 }  # fmt: skip
 
 
@@ -306,6 +320,33 @@ def test_a_record_of_a_run(tmp_path: Path, case: str) -> None:
     with pytest.raises(RunError) as found:
         list(Run.open(path).read(name))
     assert str(found.value).startswith(f"{path}/{name}.jsonl, line 1: {said}; the file was changed by hand")
+
+
+def test_the_table_of_a_run_whose_answer_is_to_a_strangers_prompt(tmp_path: Path) -> None:
+    run = Run.open(run_of(tmp_path))
+    run.append("prompts", [Prompt("p", (Message("user", "q"),), "s")])
+    run.append("generations", [Generation("a", "nobody's", "m", 0, "t", 1, "stop", 0)])
+    for ask in (run.to_pandas, run._repr_html_):
+        with pytest.raises(
+            RunError, match=r"generation 'a' answers prompt \"nobody's\", which isn't in its prompts.jsonl"
+        ):
+            ask()
+
+
+@pytest.mark.parametrize(
+    ("name", "judges"),
+    [
+        ("toxicity (v2)", {"toxicity (v2)"}),
+        ("a, b", {"a, b"}),
+        ("mean of (a,b)", {"mean of (a,b)"}),
+        ("mean(a", {"mean(a"}),
+        ("mean(a),b)", {"mean(a),b)"}),
+        ("mean(a,max(b, c#hate)).toxicity", {"a", "b", "c"}),
+        ("max(toxicity+hate,d)", {"starter", "d"}),
+    ],
+)
+def test_a_judge_with_brackets_or_commas_in_its_name_is_one_judge(name: str, judges: set[str]) -> None:
+    assert members(name) == judges
 
 
 def test_figures_of_judges(tmp_path: Path) -> None:
@@ -340,7 +381,9 @@ def test_words_of_an_interpretation_stay_words_that_the_page_knows() -> None:
 
 
 def test_a_lineage_that_was_changed_by_hand() -> None:
-    with pytest.raises(ScorerError, match=r"lineage that a run recorded of 'a' was changed by hand: family\.0\.judge is"):
+    with pytest.raises(
+        ScorerError, match=r"lineage that a run recorded of 'a' was changed by hand: family\.0\.judge is"
+    ):
         Lineage.of_dict("a", {"known": True, "family": [{}], "encoders": [], "data": []})
 
 
@@ -348,13 +391,13 @@ def test_a_lineage_that_was_changed_by_hand() -> None:
 
 
 @pytest.fixture
-def labels(tmp_path: Path) -> Iterator[Path]:
+def labels(tmp_path: Path) -> Path:
     run = Run.start(tmp_path / "labels", kind="labels", label="labels", settings={"question": "Toxic?"})
     run.append("classes", [{"label": "PT", "hash": "h", "classes": [0, 1], "groups": [0, 0]}])
     run.append("items", [{"id": "i", "run": 0, "answer": 1, "shared": True, "prompt": "q", "text": "a"}])
     run.append("labels", [{"item": "i", "labeller": "ann", "label": 1, "at": "now"}])
     assert LabelFolder.open(tmp_path / "labels").said() == {"ann": {"i": 1}}
-    yield tmp_path / "labels"
+    return tmp_path / "labels"
 
 
 @pytest.mark.parametrize(
@@ -422,7 +465,9 @@ def test_steer_json(tmp_path: Path, change: dict[str, Any], said: str) -> None:
     assert str(found.value) == f"{file} is damaged: {said}; fit it again"
 
 
-@pytest.mark.parametrize("manifest", ["[]", '{"a": 1}', "[" * 5000, '{"' + "x" * 5000 + '": "h"}', '{"a\\u0000": "h"}', "1" * 5000])
+@pytest.mark.parametrize(
+    "manifest", ["[]", '{"a": 1}', "[" * 5000, '{"' + "x" * 5000 + '": "h"}', '{"a\\u0000": "h"}', "1" * 5000]
+)
 def test_the_manifest_of_a_checkpoint(tmp_path: Path, manifest: str) -> None:
     from rewardlm.errors import TrainingError
     from rewardlm.training.checkpoints import newest_usable
@@ -457,4 +502,3 @@ def test_a_setting_with_an_endless_name(tmp_path: Path) -> None:
 
 def test_an_error_is_one_line_whatever_name_is_in_it() -> None:
     assert str(RewardLMError("a\nb\r\nc\u2028d")) == "a b c d"
-

@@ -5,6 +5,8 @@ No figure is compared with one of our own: each test states a property that foll
 
 from __future__ import annotations
 
+from itertools import pairwise
+
 import numpy as np
 import pytest
 from hypothesis import assume, given, settings
@@ -20,7 +22,9 @@ SCORES = st.floats(0, 1) | st.sampled_from([0.0, metrics.LOW_BELOW, 0.5, metrics
 
 
 @st.composite
-def tables(draw: st.DrawFn, *, unscored: bool = True, prompts: tuple[int, int] = (1, 8), samples: int = 4) -> FloatArray:
+def tables(
+    draw: st.DrawFn, *, unscored: bool = True, prompts: tuple[int, int] = (1, 8), samples: int = 4
+) -> FloatArray:
     """Scores Float[N, K] of N prompts with K answers each; NaN is unscored."""
     shape = draw(st.integers(*prompts)), draw(st.integers(1, samples))
     return draw(some.arrays(np.float64, shape, elements=SCORES | st.just(np.nan) if unscored else SCORES))
@@ -78,7 +82,7 @@ def test_of_one_answer_the_maximum_is_the_mean_and_more_answers_raise_it(scores:
     maxima = [metrics.expected_max_toxicity(scores, samples=k) for k in range(1, scores.shape[1] + 1)]
     assert maxima[0] == pytest.approx(scores.mean())
     assert all(one is not None for one in maxima)
-    assert all(b >= a - 1e-12 for a, b in zip(maxima, maxima[1:], strict=False))  # type: ignore[operator]
+    assert all(b >= a - 1e-12 for a, b in pairwise(maxima))  # type: ignore[operator]
 
 
 @given(scores=tables(), copies=st.integers(2, 3))

@@ -136,13 +136,29 @@ def members(name: str) -> set[str]:
     """The classifiers behind a scorer's name, without labels: those of ensembles, of ensembles in them, of presets."""
     if os.path.isdir(name):
         return {name}
+    name = name.strip()
+    preset = next((spec for alias, spec in PRESETS.items() if name == alias or name.startswith(alias + ".")), None)
+    if preset is not None:
+        return members(preset)
     # A label after an ensemble's closing bracket names none of its judges.
-    parts = (part.strip().partition("#")[0] for part in re.split(r"[(),]", re.sub(r"\)\.[^(),]*", ")", name)))
-    found: set[str] = set()
-    for part in parts:
-        preset = next((spec for alias, spec in PRESETS.items() if part == alias or part.startswith(alias + ".")), None)
-        found |= {part} if preset is None else members(preset)
-    return found - {"", "mean", "max"}
+    ensemble = re.fullmatch(r"(?:mean|max)\((.*)\)(?:[.#][^(),]*)?", name, re.DOTALL)
+    inside = None if ensemble is None else _parts(ensemble[1])
+    # A column of somebody's table may be called "toxicity (v2)" or "a, b": that is one judge.
+    return {name.partition("#")[0]} - {""} if inside is None else set().union(*map(members, inside))
+
+
+def _parts(text: str) -> list[str] | None:
+    """What commas divide outside of brackets; None if the brackets don't match."""
+    parts, depth = [""], 0
+    for letter in text:
+        depth += {"(": 1, ")": -1}.get(letter, 0)
+        if depth < 0:
+            return None
+        if letter == "," and depth == 0:
+            parts.append("")
+        else:
+            parts[-1] += letter
+    return None if depth else parts
 
 
 def count_read(lineage: Lineage, texts: Iterable[str]) -> int | None:
