@@ -671,8 +671,8 @@ class Run:
         stranger = next((one for one in answers if one.prompt_id not in prompts), None)
         if stranger is not None:
             raise RunError(
-                f"{self.path}: generation {stranger.id!r:.60} answers prompt {stranger.prompt_id!r:.60}, which isn't in "
-                "its prompts.jsonl: the run was changed by hand"
+                f"{self.path}: generation {stranger.id!r:.60} answers prompt {stranger.prompt_id!r:.60}, which isn't "
+                "in its prompts.jsonl: the run was changed by hand"
             )
 
     @property
