@@ -127,12 +127,33 @@ class ScorerEntry(TypedDict, total=False):
     dates: list[str]
 
 
+class PairCountsRecord(TypedDict):
+    """How often a judge of pairs is right and wrong; see ``measuring.correction.JudgeErrors``."""
+
+    positives: float
+    found: float
+    negatives: float
+    called: float
+
+
+class PairErrorRecord(TypedDict, total=False):
+    """How often a judge of pairs errs, by its card, and on which pairs."""
+
+    on: str
+    n: int
+    accuracy: float | None
+    precision: float | None
+    recall: float | None
+    auc_hate: float | None
+    counts: PairCountsRecord | None
+
+
 class PairJudgeRecord(TypedDict):
     """The judge that says which answers are counter-narratives; ``error`` is how often it errs, by its card."""
 
     name: str
     revision: str
-    error: dict[str, Any] | None
+    error: PairErrorRecord | None
 
 
 class TreatmentRecord(TypedDict):
@@ -719,6 +740,8 @@ def _wrong(name: str, record: Any) -> str | None:
         # A model may have said half a character; only names and words of ours must be whole.
         if isinstance(value, str) and field != "text" and not is_text(value):
             return f"{field} is {value!r:.40}, which holds half a character"
+    if name == "utility_answers" and (wrong := mistake(dict[str, str], record["about"])) is not None:
+        return f"about.{wrong}"
     if strange := record.keys() - _MADE_OF.get(name, record.keys()):
         return f"it has the field {min(strange)!r:.40}, which no record has"
     if name == "generations" and not _are_tokens(record.get("tokens")):

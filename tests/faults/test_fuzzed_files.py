@@ -249,6 +249,10 @@ def run_of(folder: Path, kind: str = "measure", **meta: Any) -> Path:
             "utility.tasks.piqa.items is inf, expected a whole number",
         ),
         ({"treatment": {"method": "system"}}, "treatment.strength is nothing, expected a number"),
+        (
+            {"pair_judge": {"name": "p", "revision": "r", "error": {"counts": {"positives": "mean(a,b)"}}}},
+            "pair_judge.error.counts.positives is 'mean(a,b)', expected a number",
+        ),
         ({"environment": "null"}, "environment is 'null', expected an object"),
         ({"prompts": {"n": True}}, "prompts.n is True, expected a whole number"),
         ({"status": "ended"}, "status is 'ended', expected 'running' or 'finished' or 'stopped'"),
@@ -306,6 +310,14 @@ RECORDS: dict[str, tuple[str, dict[str, Any], str]] = {
         {"id": "a", "prompt_id": "a", "model": "m", "sample": 0, "text": "", "n_tokens": 1, "finish": None, "seed": 0,
             "tokens": ["x"]},
         "tokens is ['x']",
+    ),
+    "an answer about a number": (
+        "utility_answers",
+        {
+            "task": "groups", "id": "a", "prompt_id": "p", "prompt": "q", "about": {"template": 1}, "sample": 0,
+            "text": "t", "n_tokens": 1, "finish": None, "seed": 0,
+        },
+        "about.template is 1, expected a text",
     ),
     "an author that is an object": ("drift", {"id": "a", "author": {}, "logprobs": []},
         "author is {}, expected a whole number"),
