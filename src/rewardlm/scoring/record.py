@@ -336,7 +336,8 @@ def read_json(path: Path) -> dict[str, Any]:
 
 
 def _record(path: Path, found: Mapping[str, Any]) -> JudgeRecord:
-    if (wrong := mistake(_Entries, found)) is not None:
+    others = {name: entry for name, entry in found.items() if name not in ("calibration", "metrics")}
+    if (wrong := mistake(_Entries, others)) is not None:
         raise ScorerError(f"{path}: {wrong}")
     labels = found.get("labels")
     if not (isinstance(labels, list) and labels and all(isinstance(label, str) and label for label in labels)):
