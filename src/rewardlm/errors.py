@@ -32,8 +32,8 @@ class RewardLMError(Exception):
 
     @property
     def summary(self) -> str:
-        """The one line that the error output ends with."""
-        return str(self.args[0]) if self.args else ""
+        """The one line that the error output ends with, also where a name in it holds line ends."""
+        return " ".join(str(self.args[0]).splitlines()) if self.args else ""
 
     @classmethod
     def of(cls, problems: Sequence[str], summary: str) -> "RewardLMError":

@@ -50,12 +50,13 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from itertools import islice
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal, Required, TypedDict, cast
+from typing import TYPE_CHECKING, Any, Literal, NotRequired, Required, TypedDict, cast, get_args
 
 from rewardlm.config import flatten
 from rewardlm.disk import writing
 from rewardlm.errors import RunError
-from rewardlm.types import DISAGREEMENT, Generation, Message, Prompt, Score, is_text
+from rewardlm.typed import mistake
+from rewardlm.types import DISAGREEMENT, Generation, Message, Prompt, Role, Score, is_text
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -94,8 +95,6 @@ _FIELDS: dict[str, tuple[tuple[str, type | tuple[type, ...]], ...]] = {
         ("generation_id", str), ("scorer", str), ("label", str), ("value", (*_NUMBER, type(None))),
         ("reason", (str, type(None))),
     ),
-    "quality": (("generation_id", str),),
-    "utility": (("task", str), ("id", str), ("logprobs", list), ("sizes", list), ("answer", (int, type(None)))),
     "utility_answers": (
         ("task", str), ("id", str), ("prompt_id", str), ("prompt", str), ("about", dict), ("sample", int),
         ("text", str), ("n_tokens", int), ("finish", (str, type(None))), ("seed", int),
@@ -104,10 +103,7 @@ _FIELDS: dict[str, tuple[tuple[str, type | tuple[type, ...]], ...]] = {
         ("generation_id", str), ("scorer", str), ("label", str), ("value", (*_NUMBER, type(None))),
         ("reason", (str, type(None))),
     ),
-    "classes": (("label", str), ("hash", str), ("classes", list), ("groups", list)),
     "items": (("id", str), ("run", int), ("answer", int), ("shared", bool), ("prompt", str), ("text", str)),
-    "labels": (("item", str), ("labeller", str), ("label", (*_NUMBER, type(None))), ("at", str)),
-    "metrics": (("step", int),),
 }  # fmt: skip
 # Of what the whole record is made: it has no other field.
 _MADE_OF: dict[str, frozenset[str]] = {
@@ -131,12 +127,82 @@ class ScorerEntry(TypedDict, total=False):
     dates: list[str]
 
 
+class PairCountsRecord(TypedDict):
+    """How often a judge of pairs is right and wrong; see ``measuring.correction.JudgeErrors``."""
+
+    positives: float
+    found: float
+    negatives: float
+    called: float
+
+
+class PairErrorRecord(TypedDict, total=False):
+    """How often a judge of pairs errs, by its card, and on which pairs."""
+
+    on: str
+    n: int
+    accuracy: float | None
+    precision: float | None
+    recall: float | None
+    auc_hate: float | None
+    counts: PairCountsRecord | None
+
+
 class PairJudgeRecord(TypedDict):
     """The judge that says which answers are counter-narratives; ``error`` is how often it errs, by its card."""
 
     name: str
     revision: str
-    error: dict[str, Any] | None
+    error: PairErrorRecord | None
+
+
+class TreatmentRecord(TypedDict):
+    """How a model was steered while it answered."""
+
+    method: str
+    strength: float
+    hash: str
+    settings: dict[str, Any]
+    judges: NotRequired[list[str]]
+    run: NotRequired[str | None]
+
+
+class CostRecord(TypedDict, total=False):
+    """Of drawing the answers: tokens of answers, and passes: tokens read by the model."""
+
+    seconds: float
+    tokens: int
+    passes: int
+
+
+class PromptsRecord(TypedDict, total=False):
+    """Where a run's prompts are from; ``dropped`` counts by reason, ``truncated`` those that were too long."""
+
+    source: str
+    part: str | None
+    n: int
+    dropped: dict[str, int]
+    truncated: int
+
+
+class UtilityTaskRecord(TypedDict):
+    """``items`` of the ``of`` that there are, from ``source``, whose texts have the ``hash``."""
+
+    items: int
+    of: NotRequired[int]
+    source: NotRequired[str]
+    hash: NotRequired[str]
+
+
+class UtilityRecord(TypedDict, total=False):
+    """Of ``measure --suite``; window and strength are null until something was read."""
+
+    settings: dict[str, Any]
+    tasks: dict[str, UtilityTaskRecord]
+    window: int | None
+    strength: float | None
+    note: str | None
+    judged_by: list[str]
 
 
 class RunRecord(TypedDict, total=False):
@@ -159,9 +225,9 @@ class RunRecord(TypedDict, total=False):
     adapter_hash: str | None
     adapter_strength: float | None  # what the adapter adds is multiplied by it; None is 1
     # How the model was steered while it answered (method, strength, hash, settings, judges, run); None if it wasn't.
-    treatment: dict[str, Any] | None
+    treatment: TreatmentRecord | None
     prompts_fitted_on: int  # how many of the prompts a steering was fitted on
-    cost: dict[str, Any]  # of drawing the answers: seconds, tokens, passes (tokens read by the model)
+    cost: CostRecord
     trained_by: str | None  # the kinds of the trainings that made the adapter, first to last
     dtype: str
     device: str
@@ -170,7 +236,7 @@ class RunRecord(TypedDict, total=False):
     reward_lineage: dict[str, Any]
     paid_for: list[str]  # what else earned reward in RL, by the audit's own means: names of rewards.terms
     # For a measurement or an import.
-    prompts: dict[str, Any]  # source, part, n, dropped
+    prompts: PromptsRecord
     prompts_hash: str
     toxic_by: str  # "dataset", or the judge that says which prompts are toxic
     samples: int  # answers a prompt
@@ -184,7 +250,7 @@ class RunRecord(TypedDict, total=False):
     pair_judge: PairJudgeRecord | None
     quality: dict[str, dict[str, int]]  # how many answers have each of quality.jsonl's numbers, and out of how many
     perplexity_under: dict[str, str]  # model, hash
-    utility: dict[str, Any]  # of measure --suite: settings, tasks (items, of, source, hash), window, strength, note
+    utility: UtilityRecord
     served: list[str] | None  # models that the server lists, and what it calls itself in answers
     served_as: list[str]
     rows: int
@@ -200,8 +266,109 @@ class RunRecord(TypedDict, total=False):
     # For an evaluation, an interpretation, an experiment.
     suites: dict[str, dict[str, Any]]
     confusion: list[dict[str, Any]]
-    weights: dict[str, Any]
+    weights: list[Any]  # by model, what tells its weights from others
     runs: list[str]  # paths inside of the experiment
+
+
+class QualityRecord(TypedDict):
+    """A line of quality.jsonl; null is a number that can't be had of this answer."""
+
+    generation_id: str
+    prompt_similarity: NotRequired[float | None]
+    prompt_similarity_null: NotRequired[float | None]
+    perplexity: NotRequired[float | None]
+    classes: NotRequired[dict[str, float] | None]
+    classes_null: NotRequired[dict[str, float] | None]
+
+
+class UtilityItemRecord(TypedDict):
+    """A line of utility.jsonl."""
+
+    task: str
+    id: str
+    logprobs: list[float]
+    sizes: list[float]
+    answer: int | None
+
+
+class StepRecord(TypedDict):
+    """A line of metrics.jsonl: numbers of all kinds, and these."""
+
+    step: int
+    warnings: NotRequired[list[str] | None]
+    terms: NotRequired[dict[str, float | None] | None]
+    toxicity_by_judge: NotRequired[dict[str, float | None] | None]
+    toxicity_by_witness: NotRequired[dict[str, float | None] | None]
+    phase_seconds: NotRequired[dict[str, float] | None]
+
+
+class SampleRecord(TypedDict):
+    """A line of samples.jsonl: an answer in training, and what was said of it."""
+
+    step: int
+    prompt: str
+    response: str
+    finish: NotRequired[str | None]
+    reward: NotRequired[float | None]
+    reason: NotRequired[str | None]
+    toxicity: NotRequired[float | None]
+    by_judge: NotRequired[dict[str, float | None] | None]
+    by_witness: NotRequired[dict[str, float | None] | None]
+    terms: NotRequired[dict[str, float | None] | None]
+
+
+class DriftLine(TypedDict):
+    """What the page reads of a line of drift.jsonl; ``interpreting.records`` has all of it."""
+
+    id: str
+    author: int
+    logprobs: list[list[float]]
+    words: NotRequired[list[tuple[str, int]] | None]
+
+
+class AttributionLine(TypedDict):
+    """What the page reads of a line of attributions.jsonl."""
+
+    id: str
+    author: int
+    reader: int
+    words: list[tuple[str, str]]
+    scores: list[list[float] | None]
+
+
+class UnansweredRecord(TypedDict):
+    """A line of unanswered.jsonl."""
+
+    id: str
+    reason: str | None
+
+
+class ClassesRecord(TypedDict):
+    """A line of classes.jsonl: of each answer of a run, its class and group."""
+
+    label: str
+    hash: str
+    classes: list[int]
+    groups: list[int]
+
+
+class LabelRecord(TypedDict):
+    """A line of labels.jsonl."""
+
+    item: str
+    labeller: str
+    label: float | None
+    at: str
+    seconds: NotRequired[float | None]
+    undone: NotRequired[bool]
+
+
+# Records of which there are few, or which hold more than texts and numbers.
+_TYPES: dict[str, Any] = {
+    "quality": QualityRecord, "utility": UtilityItemRecord, "metrics": StepRecord, "samples": SampleRecord,
+    "unanswered": UnansweredRecord, "classes": ClassesRecord, "labels": LabelRecord,
+    "drift": DriftLine, "attributions": AttributionLine,
+}  # fmt: skip
 
 
 class MainLabels:
@@ -362,12 +529,16 @@ class Run:
             raise RunError(f"{path} is not a run: it has no run.json") from None
         except (ValueError, RecursionError) as error:
             raise RunError(f"{path / 'run.json'} is damaged ({error}): expected one JSON object") from None
+        except OSError as error:
+            raise RunError(f"{path / 'run.json'} can't be read ({error.strerror}): expected a file") from None
         if (
             not isinstance(meta, dict)
             or not {"kind", "label", "settings"} <= meta.keys()
             or not isinstance(meta["settings"], dict)
         ):
             raise RunError(f"{path / 'run.json'} lacks kind, label or settings: it was not written by rewardlm")
+        if (wrong := mistake(RunRecord, meta)) is not None:
+            raise RunError(f"{path / 'run.json'}: {wrong}; the file was changed by hand: put it back, or begin anew")
         if kind is not None and meta["kind"] != kind:
             raise RunError(f"{path} is a run of kind {meta['kind']!r}: a {kind!r} run is needed here")
         return cls(path, cast(RunRecord, meta))
@@ -448,6 +619,8 @@ class Run:
             ) from None
         except (ValueError, RecursionError):
             raise RunError(f"{self.path / name}.json is damaged: remove the directory and make it again") from None
+        if (wrong := mistake(dict[str, Any], result)) is not None:
+            raise RunError(f"{self.path / name}.json: {wrong}; the file was changed by hand: make it again")
         return result
 
     def read(self, name: str) -> Iterator[dict[str, Any]]:
@@ -510,8 +683,18 @@ class Run:
         prompts = {prompt.id: prompt for prompt in self.each_prompt()}
         places = {identity: place for place, identity in enumerate(prompts)}
         # Long prompts are answered first, but a table is read in the prompts' order.
-        answers = sorted(self.each_generation(), key=lambda one: (places[one.prompt_id], one.sample))
+        answers = list(self.each_generation())
+        self._refuse_strangers(prompts, answers)
+        answers.sort(key=lambda one: (places[one.prompt_id], one.sample))
         return _as_table(prompts, answers, self.read("scores"))
+
+    def _refuse_strangers(self, prompts: Mapping[str, Prompt], answers: Iterable[Generation]) -> None:
+        stranger = next((one for one in answers if one.prompt_id not in prompts), None)
+        if stranger is not None:
+            raise RunError(
+                f"{self.path}: generation {stranger.id!r:.60} answers prompt {stranger.prompt_id!r:.60}, which isn't "
+                "in its prompts.jsonl: the run was changed by hand"
+            )
 
     @property
     def adapter(self) -> Path:
@@ -531,6 +714,7 @@ class Run:
             answers = list(islice(self.each_generation(), _SHOWN))
             wanted = {answer.prompt_id for answer in answers}
             prompts = {prompt.id: prompt for prompt in self.each_prompt() if prompt.id in wanted}
+            self._refuse_strangers(prompts, answers)
             shown = _as_table(prompts, answers, islice(self.read("scores"), 100 * _SHOWN))
         else:
             shown = pd.DataFrame(list(islice(self.read("metrics"), _SHOWN)))
@@ -544,6 +728,8 @@ def _wrong(name: str, record: Any) -> str | None:
     """What isn't as it should be in a record of ``name``.jsonl; None if nothing is."""
     if type(record) is not dict:
         return f"a {type(record).__name__}, not an object"
+    if name not in _FIELDS:
+        return mistake(_TYPES.get(name, dict[str, Any]), record)
     for field, types in _FIELDS.get(name, ()):
         value = record.get(field, _MISSING)
         # To Python, true is an integer.
@@ -551,20 +737,33 @@ def _wrong(name: str, record: Any) -> str | None:
             return f"{field} is {'nothing' if value is _MISSING else f'{value!r:.40}'}"
         if isinstance(value, _NUMBER) and not abs(value) < _LARGEST:
             return f"{field} is {value if isinstance(value, float) else 'a huge number'}"
+        # A model may have said half a character; only names and words of ours must be whole.
+        if isinstance(value, str) and field != "text" and not is_text(value):
+            return f"{field} is {value!r:.40}, which holds half a character"
+    if name == "utility_answers" and (wrong := mistake(dict[str, str], record["about"])) is not None:
+        return f"about.{wrong}"
     if strange := record.keys() - _MADE_OF.get(name, record.keys()):
         return f"it has the field {min(strange)!r:.40}, which no record has"
-    if name == "generations" and not isinstance(record.get("tokens"), list | None):
+    if name == "generations" and not _are_tokens(record.get("tokens")):
         return f"tokens is {record['tokens']!r:.40}"
+    flag = {"prompts": "challenging", "scores": "failed"}.get(name)
+    if flag is not None and type(record.get(flag, False)) is not bool:
+        return f"{flag} is {record[flag]!r:.40}, expected true or false"
     if name == "prompts" and not record["turns"]:
         return "turns is []"
     if name == "prompts" and not all(
         isinstance(turn, dict)
         and turn.keys() == {"role", "text"}
-        and all(isinstance(one, str) for one in turn.values())
+        and turn["role"] in get_args(Role)
+        and isinstance(turn["text"], str)
         for turn in record["turns"]
     ):
         return f"turns is {record['turns']!r:.40}, not a list of role and text"
     return None
+
+
+def _are_tokens(tokens: Any) -> bool:
+    return tokens is None or (isinstance(tokens, list) and all(type(one) is int for one in tokens))
 
 
 def _as_table(

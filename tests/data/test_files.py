@@ -98,7 +98,7 @@ def test_places_and_numbers(tmp_path: Path) -> None:
     path = tmp_path / "x"
     path.write_bytes(b'\xef\xbb\xbfid,text\r\n7,"two\r\nlines"\r\n\r\n,last\r\n')
     first, last = table(path)
-    assert first == Row(f"{path}, line 2", 1, {"id": "7", "text": "two\nlines"})
+    assert first == Row(f"{path}, line 2", 1, {"id": "7", "text": "two\r\nlines"})
     assert last == Row(f"{path}, line 5", 2, {"id": "", "text": "last"})
     assert (first.id, last.id) == ("7", "row-2")
     path.write_bytes(b'\xef\xbb\xbf{"text": "a", "id": 3}\n\n{"text": "b"}')

@@ -178,7 +178,7 @@ def test_a_folder_that_is_none_is_refused(tmp_path):
 
 def test_a_judge_of_texts_is_refused(copy):
     record = json.loads((copy / "judge.json").read_text())
-    (copy / "judge.json").write_text(json.dumps({**record, "kind": "text"}))
+    (copy / "judge.json").write_text(json.dumps({**record, "kind": "text", "metrics": {}}))
     with pytest.raises(ScorerError, match="kind 'text'"):
         load_pair_judge(str(copy))
     (copy / "judge.json").write_text(json.dumps({**record, "labels": ["a", "b"]}))

@@ -18,6 +18,8 @@ from rewardlm.errors import did_you_mean
 _SECRET = {"key", "url", "server", "services", "perspective", "endpoint", "endpoints"}
 _KINDS = {str: "a text", int: "a whole number", float: "a number", bool: "true or false", Path: "a path"}
 _LONGEST_VALUE = 60
+# More names than this are no help.
+_MOST_KNOWN = 100
 # What other tools call our settings.
 _ELSEWHERE = {
     "lr": "learning_rate", "max_tokens": "max_new_tokens", "judge": "scorer", "judges": "scorer", "scorers": "scorer",
@@ -77,7 +79,7 @@ class _Words:
         """The dotted key and the sentence."""
         key = self._prefix + ".".join(str(part) for part in error["loc"])
         if error["type"] in ("extra_forbidden", "invalid_key"):
-            return key, f"unknown setting {key!r}: {self._near(key)}"
+            return key, f"unknown setting {key if len(key) <= 100 else key[:99] + '…'!r}: {self._near(key)}"
         key = self._key_of(error["loc"])
         if error["type"] == "missing":
             return key, f"setting {key!r} is missing"
@@ -134,6 +136,9 @@ class _Words:
             for one in self._known
             if one.startswith(self._prefix)
         )
+        if len(short) > _MOST_KNOWN:
+            # An experiment's are those of all its stages: their sections are enough.
+            short = dict.fromkeys(one if "." not in one else f"{one.partition('.')[0]}.…" for one in short)
         return f"known: {', '.join(short)}"
 
 

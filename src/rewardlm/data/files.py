@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any, NoReturn
 
 from rewardlm import hub
-from rewardlm.data.lines import text_lines
+from rewardlm.data.lines import text_lines, whole_lines
 from rewardlm.errors import DataError
 from rewardlm.types import is_text
 
@@ -136,16 +136,16 @@ def read_table(path: Path, expected: str) -> Iterator[Row]:
 
 
 def read_csv(path: Path, expected: str) -> Iterator[Row]:
-    """A csv with a header line; quoted cells may hold line ends; all values are texts.
+    """A csv with a header line; quoted cells may hold line ends, which stay as they are; all values are texts.
 
     Commas separate the cells, or semicolons or tabs if the header line has more of these. A row's line is the one on
     which it starts. Raises DataError for a missing or empty file, bytes that are not UTF-8, NUL, an unclosed quote, a
     column named twice, a row with more or fewer cells than the header, and a header without rows.
     """
-    delimiter = _delimiter(path)
     # A cell may be as long as the file; by default none may have more than 131,072 letters.
-    csv.field_size_limit(max(csv.field_size_limit(), path.stat().st_size))
-    reader = csv.reader((text + "\n" for _, text, _ in text_lines(path)), strict=True, delimiter=delimiter)
+    csv.field_size_limit(max(csv.field_size_limit(), path.stat().st_size if path.is_file() else 0))
+    delimiter = _delimiter(path)
+    reader = csv.reader((text for _, text in whole_lines(path)), strict=True, delimiter=delimiter)
     header: list[str] | None = None
     number = 0
     start = 1
@@ -156,9 +156,10 @@ def read_csv(path: Path, expected: str) -> Iterator[Row]:
         except StopIteration:
             break
         except csv.Error as error:
+            what = "a carriage return alone" if "new-line character" in str(error) else str(error)
             raise DataError(
-                f"{path}, line {start}: {error}; expected cells separated by {_SEPARATORS[delimiter]} with every quote "
-                'closed, and a quote inside a quoted cell doubled ("")'
+                f"{path}, line {start}: {what}; expected cells separated by {_SEPARATORS[delimiter]} with every quote "
+                'closed, a quote inside a quoted cell doubled (""), and lines that end with \\n or \\r\\n'
             ) from None
         if not cells:
             continue
@@ -187,7 +188,8 @@ def read_csv(path: Path, expected: str) -> Iterator[Row]:
 def _delimiter(path: Path) -> str:
     """What divides the first non-blank line into the most cells; a comma if nothing divides it further."""
     first = next((text for _, text, _ in text_lines(path) if text.strip()), "")
-    return max(_SEPARATORS, key=lambda one: len(next(csv.reader([first], delimiter=one), [])))
+    # A carriage return in it is refused later, with its line.
+    return max(_SEPARATORS, key=lambda one: len(next(csv.reader([first.replace("\r", " ")], delimiter=one), [])))
 
 
 def column(names: Iterable[str], wanted: Sequence[str]) -> str | None:
@@ -238,7 +240,7 @@ def read_parquet(path: Path, expected: str) -> Iterator[Row]:
                 pyarrow.ipc.open_stream(file) if kind == "arrow" else pyarrow.parquet.ParquetFile(file).iter_batches()
             )
             for batch in batches:
-                for values in batch.to_pylist():
+                for values in table_rows(path, batch, first=number + 1):
                     number += 1
                     yield Row(f"{path}, row {number}", number, values)
     except (pyarrow.ArrowException, OSError) as error:
@@ -246,6 +248,37 @@ def read_parquet(path: Path, expected: str) -> Iterator[Row]:
         raise DataError(f"{path}: can't be read as {kind} ({reason}); expected rows with {expected}") from None
     if number == 0:
         raise DataError(f"{path} has no row; expected rows with {expected}")
+
+
+def table_rows(path: Path, table: Any, *, first: int = 1) -> list[dict[str, Any]]:
+    """The rows of a table or batch of pyarrow's, whose first one is row number ``first`` of the file.
+
+    Raises DataError that names the column for values that Python can't hold (a date after the year 9999), texts that
+    are no UTF-8 or hold NUL, and two columns of one name.
+    """
+    import pyarrow
+
+    names = list(table.column_names if isinstance(table, pyarrow.Table) else table.schema.names)
+    if twice := sorted({name for name in names if names.count(name) > 1}):
+        raise DataError(f"{path}: two columns are called {shown(twice[0])}; expected every name once: rename one")
+    columns_of = []
+    for place, name in enumerate(names):
+        try:
+            values = table.column(place).to_pylist()
+        except (ValueError, OverflowError, TypeError, pyarrow.ArrowException) as error:  # each of these comes
+            reason = shown(" ".join(str(error).split()))
+            kind = table.schema.field(place).type
+            raise DataError(
+                f"{path}: column {shown(name)} is of the type {kind!s:.60} and can't be read ({reason}); expected "
+                "texts, numbers, or lists and objects of these"
+            ) from None
+        for number, value in enumerate(values, first):
+            if isinstance(value, str | list | dict) and any("\0" in text for text in _strings(value)):
+                raise DataError(
+                    f"{path}, row {number}: column {shown(name)} holds a NUL character; expected plain text"
+                )
+        columns_of.append(values)
+    return [dict(zip(names, values, strict=True)) for values in zip(*columns_of, strict=True)]
 
 
 def _json_list(path: Path, expected: str) -> Iterator[Row]:
@@ -339,6 +372,6 @@ def _strings(value: object) -> Iterator[str]:
         for key, item in value.items():
             yield key
             yield from _strings(item)
-    elif isinstance(value, list):
+    elif isinstance(value, list | tuple):
         for item in value:
             yield from _strings(item)

@@ -25,6 +25,15 @@ _MARKS = (
 def text_lines(path: Path) -> Iterator[tuple[int, str, bool]]:
     """(number, text without its line end, whether it had one). \\n and \\r\\n end a line, U+2028 does not.
 
+    Raises DataError as ``whole_lines`` does.
+    """
+    for number, text in whole_lines(path):
+        yield number, text.removesuffix("\n").removesuffix("\r"), text.endswith("\n")
+
+
+def whole_lines(path: Path) -> Iterator[tuple[int, str]]:
+    """(number, text with its line end). A line in a quoted cell of a CSV keeps the end that it has.
+
     Raises DataError, which names the line, for a file that can't be opened, bytes that can't be read as text, and NUL.
     """
     try:
@@ -46,7 +55,7 @@ def text_lines(path: Path) -> Iterator[tuple[int, str, bool]]:
                     f"{path}, line {number}: a NUL character; expected plain text in UTF-8 (a file in another "
                     "encoding, such as UTF-16, must be saved as UTF-8)"
                 )
-            yield number, text.removesuffix("\n").removesuffix("\r"), text.endswith("\n")
+            yield number, text
 
 
 def _utf8(file: io.BufferedReader, path: Path) -> Iterator[str]:

@@ -232,13 +232,17 @@ def _articles(path: Path, words: int | None) -> Iterator[Item]:
     """
     lines: list[str] = []
     read = 0
+    blank = True
     for _, line, _ in text_lines(path):
+        blank = blank and not line.strip()
         if _ARTICLE.fullmatch(line):
             yield from _article(lines)
             lines, read = [], 0
         if words is None or read < words:
             lines.append(f"{line}\n")
             read += len(line.split())
+    if blank:
+        raise DataError(f"{path} is blank; expected articles as WikiText's tokens")
     yield from _article(lines)
 
 

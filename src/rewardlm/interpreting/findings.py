@@ -13,6 +13,9 @@ from pydantic import BaseModel, ConfigDict, Field
 
 ByLayer = list[float]
 ByHead = list[list[float]]
+Bucket = Literal["low", "medium", "high"]
+# What was changed in a model: see ``mechanistic.causal_check``.
+CausalKind = Literal["plain", "scale", "layers_off", "add", "ablate", "add_random", "ablate_random"]
 
 
 class Stored(BaseModel):
@@ -70,8 +73,8 @@ class ModelFacts(Stored):
 class Stratum(Stored):
     """A transition between buckets of toxicity: ``of`` the run's pairs made it, ``taken`` of these were read."""
 
-    from_: str = Field(alias="from")
-    to: str
+    from_: Bucket = Field(alias="from")
+    to: Bucket
     of: int
     taken: int
 
@@ -592,7 +595,7 @@ class CausalRow(Stored):
     direction that was held against them."""
 
     model: str
-    kind: str
+    kind: CausalKind
     value: float
     layers: list[int]
     toxicity: float | None

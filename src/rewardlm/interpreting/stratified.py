@@ -46,7 +46,7 @@ class RunMeans(Resampling):
 
     def __init__(self, n_resamples: int, seed: int, sample: AnswerSample) -> None:
         super().__init__(n_resamples, seed)
-        ways = [(stratum.from_, stratum.to) for stratum in sample.strata]
+        ways: list[tuple[str, str]] = [(stratum.from_, stratum.to) for stratum in sample.strata]
         numbers: dict[str, int] = {}
         self._prompt = np.array([numbers.setdefault(pair.prompt.id, len(numbers)) for pair in sample.pairs], np.intp)
         self._stratum = np.array([ways.index((pair.buckets[0], pair.buckets[-1])) for pair in sample.pairs], np.intp)

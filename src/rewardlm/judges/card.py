@@ -205,10 +205,14 @@ def _control_lines(found: Mapping[str, Counted], written: Callable[[str], str]) 
         "| its answers under a prompt that … | pairs | called counter-narratives |",
         "|---|---|---|",
         *(
-            f"| {_CONTROLS.get(kind) or written(kind)} | {counted['n']:,} | {counted['called'] / counted['n']:.3f} |"
+            f"| {_CONTROLS.get(kind) or written(kind)} | {counted['n']:,} | {_number(_share(counted))} |"
             for kind, counted in sorted(found.items())
         ),
     ]
+
+
+def _share(counted: Counted) -> float | None:
+    return counted["called"] / counted["n"] if counted["n"] else None
 
 
 def _beginning(text: str) -> str:

@@ -14,13 +14,12 @@ from collections.abc import Mapping, Sequence
 from contextlib import nullcontext
 from itertools import combinations
 from pathlib import Path
-from typing import cast
 
 import numpy as np
 
 from rewardlm.config import how_asked
 from rewardlm.errors import ConfigError, RunError, ScorerError, ServiceError
-from rewardlm.judges.results import Evaluation, JudgePair, JudgeResult, compare_judges, measure_judge
+from rewardlm.judges.results import Evaluation, JudgeResult, compare_judges, measure_judge, read_results
 from rewardlm.judges.settings import JudgeEvaluateSettings
 from rewardlm.judges.suites import Suite, load_suite
 from rewardlm.progress import ProgressCallback
@@ -111,11 +110,11 @@ def _evaluate(settings: JudgeEvaluateSettings, out: Path | None, report: Progres
 
 def stored(run: Run) -> Evaluation:
     """What ``evaluate`` returned when it made this run."""
-    return {"results": _results(run), "confusion": cast(list[JudgePair], run.meta.get("confusion", []))}
+    return read_results(run)
 
 
 def _results(run: Run) -> list[JudgeResult]:
-    return [cast(JudgeResult, record) for record in run.read("results")]
+    return read_results(run)["results"]
 
 
 def choose_label(scorer: Scorer, suite: Suite, wanted: str | None) -> str:

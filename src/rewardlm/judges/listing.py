@@ -252,10 +252,11 @@ def _architectures(folder: Path) -> list[str]:
     """The sequence classifiers that a transformers config.json names."""
     try:
         config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
-    except (OSError, ValueError):  # not there, or something else's file: no judge
+    except (OSError, ValueError, RecursionError):  # not there, or something else's file: no judge
         return []
     named = config.get("architectures") if isinstance(config, dict) else None
-    return [str(name) for name in named or [] if str(name).endswith("ForSequenceClassification")]
+    listed = named if isinstance(named, list) else []
+    return [name for name in listed if isinstance(name, str) and name.endswith("ForSequenceClassification")]
 
 
 def _write_figures(file: Path, measured: Mapping[str, MeasuredJudge]) -> None:

@@ -9,11 +9,12 @@ from __future__ import annotations
 import json
 from collections import Counter
 from collections.abc import Iterable, Sequence
-from typing import Literal, TypedDict, cast
+from typing import Any, Literal, TypedDict, cast
 
 import numpy as np
 from numpy.typing import NDArray
 
+from rewardlm.errors import RunError
 from rewardlm.judges.metrics import (
     BINS,
     POWER,
@@ -38,9 +39,11 @@ from rewardlm.judges.metrics import (
     spearman_interval95,
 )
 from rewardlm.judges.suites import COUNTER_SPEECH, FUNCTIONALITIES, TURNS, Suite, groups_in
+from rewardlm.runs import Run
 from rewardlm.scoring.record import Speed, SuiteFigures, TextFigures, all_sources, record_of
 from rewardlm.scoring.scorer import EMPTY, Scorer, cuts
 from rewardlm.stats import BoolArray, FloatArray
+from rewardlm.typed import mistake
 from rewardlm.types import Verdict
 
 # A group needs at least this many texts of each class for its bias AUCs to say anything.
@@ -155,6 +158,25 @@ class Evaluation(TypedDict):
 
     results: list[JudgeResult]
     confusion: list[JudgePair]
+
+
+def read_results(run: Run) -> Evaluation:
+    """What ``judge evaluate`` wrote into a run. Raises RunError for what was changed by hand."""
+
+    def checked(kind: Any, found: Any, where: str) -> Any:
+        if (wrong := mistake(kind, found)) is not None:
+            raise RunError(f"{run.path}/{where}: {wrong}; the file was changed by hand: put it back, or evaluate again")
+        return found
+
+    confusion = checked(list[JudgePair], run.meta.get("confusion", []), "run.json, confusion")
+    for table in confusion:
+        if [len(row) for row in table["table"]] != [2, 2] or len(table["judges"]) != 2 or len(table["labels"]) != 2:
+            raise RunError(f"{run.path}/run.json, confusion: expected two judges and a table of two by two")
+    results = [
+        checked(JudgeResult, record, f"results.jsonl, line {number}")
+        for number, record in enumerate(run.read("results"), 1)
+    ]
+    return {"results": cast(list[JudgeResult], results), "confusion": cast(list[JudgePair], confusion)}
 
 
 def measure_judge(

@@ -296,6 +296,11 @@ def _recognise(path: Path) -> tuple[str, list[Row], _Read]:
     names = set(rows[0].values)
     for kind, needed, read in _KINDS:
         if needed <= names:
+            for row in rows:
+                if lacking := sorted(needed - row.values.keys()):
+                    raise DataError(
+                        f"{row.where}: no {lacking[0]!r}, only {columns(row.values)}; expected what row 1 has"
+                    )
             return kind, rows, read
     if not names & set(_TEXT_NAMES) or not names & {*LABELS, *_SYNONYMS}:
         raise DataError(f"{path} has {columns(sorted(names))}; expected {_EXPECTED}")
@@ -358,8 +363,8 @@ def emoji_as_words(text: str) -> str:
 
 def _davidson(row: Row) -> Iterator[tuple[str, dict[str, float], str | None]]:
     """Tweets; the share of annotators who said hate, and who said hate or offensive."""
-    votes = {name: int(row.values[name]) for name in ("count", "hate_speech", "offensive_language")}
-    if votes["count"] < 1:
+    votes = {name: _votes(row, name) for name in ("count", "hate_speech", "offensive_language")}
+    if not max(1, votes["hate_speech"], votes["offensive_language"]) <= votes["count"]:
         raise DataError(f"{row.where}: count is {votes['count']}; expected the number of annotators")
     text = html.unescape(html.unescape(str(row.values["tweet"])))
     text = re.sub(r"https?://\S+", " ", text)
@@ -367,6 +372,13 @@ def _davidson(row: Row) -> Iterator[tuple[str, dict[str, float], str | None]]:
     text = re.sub(r"@\w+", "@user", text)
     hate = votes["hate_speech"] / votes["count"]
     yield text, {"toxicity": min(hate + votes["offensive_language"] / votes["count"], 1.0), "hate": hate}, None
+
+
+def _votes(row: Row, name: str) -> int:
+    text = str(row.values[name]).strip()
+    if not re.fullmatch(r"[0-9]{1,6}", text):
+        raise DataError(f"{row.where}: {name} is {shown(row.values[name])}; expected a number of annotators")
+    return int(text)
 
 
 def _sbic(row: Row) -> Iterator[tuple[str, dict[str, float], str | None]]:
@@ -424,13 +436,15 @@ def _toxic_spans(row: Row) -> Iterator[tuple[str, dict[str, float], str | None]]
 
 def _plain(row: Row) -> Iterator[tuple[str, dict[str, float], str | None]]:
     """Columns named after labels, or after other data sets' names for them."""
-    text = next(str(row.values[name]) for name in _TEXT_NAMES if name in row.values)
+    text = next((row.values[name] for name in _TEXT_NAMES if name in row.values), None)
+    if not isinstance(text, str | None):
+        raise DataError(f"{row.where}: the text is {shown(text)}; expected a text")
     scores: dict[str, float | None] = {}
     for name, value in row.values.items():
         label = _SYNONYMS.get(name.lower(), name.lower())
         if label in LABELS:
             scores[label] = probability(_number(value), row.where, name)
-    yield text, _known(scores), None
+    yield text or "", _known(scores), None
 
 
 def _number(value: object) -> object:

@@ -30,6 +30,9 @@ from rewardlm.stats import FloatArray
 KIND = "labels"
 GUIDELINE = "guideline.md"
 Label = float | None
+# More than a sample has, however few the answers: numbers beyond were not written by us.
+_MOST_CLASSES = 1000
+_BY_HAND = "the file was changed by hand, put it back"
 
 
 @dataclass(frozen=True, slots=True)
@@ -106,6 +109,14 @@ class LabelFolder:
             for one in run.read("classes")
         ]
         items = [LabelItem(**_known(LabelItem, one)) for one in run.read("items")]
+        for one in runs:
+            if len(one.classes) != len(one.groups) or any(
+                len(numbers) and not -1 <= numbers.min() <= numbers.max() < len(numbers) + _MOST_CLASSES
+                for numbers in (one.classes, one.groups)
+            ):
+                raise RunError(f"{path}/classes.jsonl has a class or group for {one.label} that is none: {_BY_HAND}")
+        if not isinstance(run.meta["settings"].get("question"), str):
+            raise RunError(f"{path}/run.json: settings.question is no text: {_BY_HAND}")
         if not items:
             raise RunError(f"{path} asks about no answers: begin it again with rewardlm label open RUN… --out {path}")
         if any(not 0 <= one.run < len(runs) or not 0 <= one.answer < len(runs[one.run].classes) for one in items):
@@ -139,6 +150,10 @@ class LabelFolder:
             found = [Said(**_known(Said, one)) for one in self.run.read("labels")]
             if strangers := sorted({one.item for one in found} - self.by_id.keys()):
                 raise RunError(f"{self.run.path}/labels.jsonl is about unknown items: {', '.join(strangers[:3])}")
+            if wrong := next((one for one in found if one.label not in (0, 1, None)), None):
+                raise RunError(
+                    f"{self.run.path}/labels.jsonl: label is {wrong.label}, expected 1, 0 or null: {_BY_HAND}"
+                )
             self._lines = found
         return self._lines
 

@@ -82,7 +82,7 @@ def make_app(folder: LabelFolder, *, host: str = "127.0.0.1") -> Guard:
             {
                 "question": folder.question,
                 "guideline": folder.guideline,
-                "break_every": folder.run.meta["settings"]["break_every"],
+                "break_every": folder.run.meta["settings"].get("break_every", 50),
             },
         )
 

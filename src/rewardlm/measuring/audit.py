@@ -279,7 +279,8 @@ def _reward(run: Measured, own: Sequence[Change], share: float | None) -> Iterat
 
 
 def _steered_by(run: Measured, judge: str) -> bool:
-    return was_reward(judge, (run.meta.get("treatment") or {}).get("judges", []))
+    treatment = run.meta.get("treatment")
+    return treatment is not None and was_reward(judge, treatment.get("judges", []))
 
 
 def _fitted_on(run: Measured) -> Iterator[Finding]:

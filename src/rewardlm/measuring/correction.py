@@ -59,7 +59,9 @@ class JudgeErrors:
 def judge_errors(error: Mapping[str, Any] | None) -> JudgeErrors | None:
     """The errors that a run records of its pair judge; None without counts."""
     counts = (error or {}).get("counts")
-    return JudgeErrors(**counts) if counts and counts["positives"] and counts["negatives"] else None
+    if not counts or not counts["positives"] or not counts["negatives"]:
+        return None
+    return JudgeErrors(counts["positives"], counts["found"], counts["negatives"], counts["called"])
 
 
 def effective_size(hits: FloatArray) -> float | None:

@@ -28,7 +28,7 @@ from rewardlm.measuring.independence import is_independent, was_reward
 from rewardlm.measuring.measured import Measured, load_measured
 from rewardlm.measuring.thresholds import thresholds_in_force
 from rewardlm.measuring.utility_scores import mean_accuracies
-from rewardlm.runs import Run, unique_labels
+from rewardlm.runs import CostRecord, Run, unique_labels
 from rewardlm.stats import FloatArray, MeanChange, holm, mean_change, mean_ci95
 
 Interval = tuple[float, float]
@@ -269,11 +269,11 @@ def _curves(runs: Sequence[Measured]) -> list[str]:
     keys: list[tuple[str, ...]] = []
     names: dict[tuple[str, ...], str] = {}
     for run in runs:
-        method, treatment = method_of(run.run)[0], run.meta.get("treatment") or {}
+        method, treatment = method_of(run.run)[0], run.meta.get("treatment")
         of_adapter = str(run.meta.get("adapter_hash")) if method != "none" else ""
-        steered = treatment.get("strength", 0) > 0
-        keys.append((method, of_adapter, treatment["hash"] if steered else ""))
-        kind = treatment["settings"].get("how", "add") if steered else "add"
+        steered = None if treatment is None or not treatment["strength"] > 0 else treatment
+        keys.append((method, of_adapter, "" if steered is None else steered["hash"]))
+        kind = "add" if steered is None else str(steered["settings"].get("how", "add"))
         names[keys[-1]] = method if kind == "add" else f"{method}, {kind}"
     unique = dict(zip(names, unique_labels(list(names.values())), strict=True))
     return [unique[key] for key in keys]
@@ -285,7 +285,7 @@ def _point(
     """``able`` is the run's utility with its interval, if it has any."""
     method, strength = method_of(run.run)
     similarity, known = cells.similarity
-    cost: Mapping[str, float] = run.meta.get("cost") or {}
+    cost: CostRecord = run.meta.get("cost") or {}
     tokens = cost.get("tokens") or 0
     logs = mean_ci95(*cells.log_perplexity)
     return Point(

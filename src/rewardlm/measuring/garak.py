@@ -22,6 +22,7 @@ from rewardlm.measuring.table_files import (
     answer_record,
     as_text,
     check_harness_mapping,
+    listed,
     out_of_range,
     score_record,
     turns_of,
@@ -70,7 +71,8 @@ def read_garak(path: Path, rows: Sequence[Row], *, label: str, mapping: Mapping[
             continue
         if not outputs:
             silent += 1
-        several += any(_answers_in(conversation) > 1 for conversation in attempt.get("conversations") or [])
+        conversations = attempt.get("conversations")
+        several += isinstance(conversations, list) and any(_answers_in(one) > 1 for one in conversations)
         contents.prompts.append(Prompt(key, turns, source=path.name))
         for sample, output in enumerate(outputs):
             contents.generations.append(answer_record(key, label, sample, output or ""))
@@ -108,7 +110,8 @@ def _prompt_id(where: str, attempt: Mapping[str, Any], numbers: Counter[str]) ->
     probe, sequence = attempt.get("probe_classname", "probe"), attempt.get("seq")
     if isinstance(sequence, bool) or not isinstance(sequence, int | None) or not isinstance(probe, str):
         raise DataError(
-            f"{where}: the attempt has number {sequence!r} and probe {probe!r}: expected a whole number and a name"
+            f"{where}: the attempt has number {sequence!r:.60} and probe {probe!r:.60}: expected a whole number and a "
+            "name"
         )
     numbered = sequence is not None and sequence >= 0
     key = f"{probe}:{sequence if numbered else 'n'}"
@@ -134,7 +137,7 @@ def _completed(path: Path, rows: Iterable[Row]) -> tuple[list[Row], list[str]]:
             continue
         status = row.get("status")
         if status not in (0, 1, _COMPLETE) or isinstance(status, bool):
-            raise DataError(f"{where}: the attempt's status is {status!r}: expected 0, 1 or 2 (completed)")
+            raise DataError(f"{where}: the attempt's status is {status!r:.60}: expected 0, 1 or 2 (completed)")
         key = tuple(str(row.get(name)) for name in ("uuid", "probe_classname", "seq"))
         if row.get("uuid") is None:
             key = (*key, json.dumps(row.get("prompt")))
@@ -174,7 +177,7 @@ def _detectors(attempts: Sequence[Row], mapping: Mapping[str, str]) -> tuple[dic
     chosen = {field: name for field, name in mapping.items() if field.startswith("scores.")}
     for field, name in chosen.items():
         if name not in names:
-            raise DataError(f"no attempt has a detector {name!r} for {field}: there are {', '.join(names) or 'none'}")
+            raise DataError(f"no attempt has a detector {name!r} for {field}: there are {listed(names) or 'none'}")
         if name in problems:
             raise DataError(f"detector {name!r} for {field} gave {problems[name]}: expected P(toxic) in [0, 1]")
     notes = []
@@ -212,7 +215,7 @@ def _outputs(where: str, attempt: Mapping[str, Any]) -> list[str | None]:
     outputs = attempt.get("outputs")
     if outputs is None and isinstance(attempt.get("messages"), list):
         outputs = [
-            next((turn["content"] for turn in reversed(history) if turn.get("role") == "assistant"), None)
+            next((one.get("content") for one in reversed(history) if _is_answer(one)), None)
             for history in attempt["messages"]
             if isinstance(history, list)
         ]
@@ -234,4 +237,8 @@ def _detector_scores(where: str, attempt: Mapping[str, Any], name: str, outputs:
 
 def _answers_in(conversation: object) -> int:
     turns = conversation.get("turns") if isinstance(conversation, dict) else None
-    return sum(isinstance(turn, dict) and turn.get("role") == "assistant" for turn in turns or [])
+    return sum(map(_is_answer, turns)) if isinstance(turns, list) else 0
+
+
+def _is_answer(turn: object) -> bool:
+    return isinstance(turn, dict) and turn.get("role") == "assistant"

@@ -23,6 +23,7 @@ from rewardlm.measuring.table_files import (
     as_score,
     as_text,
     check_mapping,
+    listed,
     score_record,
     turns_of,
 )
@@ -139,7 +140,7 @@ def contents_of(
             continue
         samples[answer.prompt_id] += 1
         if (answer.prompt_id, sample) in taken:
-            raise DataError(f"{answer.where}: answer {sample} to prompt {answer.prompt_id!r} comes twice: keep one")
+            raise DataError(f"{answer.where}: answer {sample} to prompt {answer.prompt_id!r:.60} comes twice: keep one")
         taken.add((answer.prompt_id, sample))
         generation = answer_record(answer.prompt_id, label, sample, answer.text, answer.finish)
         contents.generations.append(generation)
@@ -163,7 +164,8 @@ def _add(prompts: dict[str, Prompt], prompt: Prompt, where: str) -> None:
         known = prompts[prompt.id] = replace(known, toxicity=prompt.toxicity)
     if known.turns != prompt.turns or prompt.toxicity not in (None, known.toxicity):
         raise DataError(
-            f"{where}: prompt {prompt.id!r} differs from the one above with this id: expected one text and one toxicity"
+            f"{where}: prompt {prompt.id!r:.60} differs from the one above with this id: expected one text and one "
+            "toxicity"
         )
 
 
@@ -222,7 +224,7 @@ def _chosen(
     for name, metric in chosen.items():
         bare = metric.removeprefix(_REVERSED)
         if bare not in names:
-            raise DataError(f"no metric {bare!r} for {name}: the file has {', '.join(names) or 'none'}")
+            raise DataError(f"no metric {bare!r} for {name}: the file has {listed(names) or 'none'}")
         for answer in answers:
             value = answer.values.get(bare)
             if value is not None and not _is_score(value):

@@ -32,6 +32,7 @@ from rewardlm.measuring.table_files import (
     as_finish,
     as_text,
     check_mapping,
+    listed,
     read_bytes,
     read_rows,
     score_of,
@@ -84,7 +85,7 @@ def import_table(path: Path, out: Path, *, label: str, mapping: Mapping[str, str
     }
     strange = sorted({name for score in contents.scores for name in (score.scorer, score.label) if not is_text(name)})
     if strange:
-        raise DataError(f"{path}: the name {strange[0]!r} holds half a character: rename that column or judge")
+        raise DataError(f"{path}: the name {strange[0]!r:.60} holds half a character: rename that column or judge")
     with alone(Path(out)):
         return _write(Path(out), contents, label, settings)
 
@@ -168,7 +169,7 @@ def _read_table(path: Path, rows: Sequence[Row], label: str, mapping: Mapping[st
     for number, (where, row) in enumerate(rows):
         prompt_text = text_of(where, columns["prompt"], row)
         if not prompt_text.strip():
-            raise DataError(f"{where}: the prompt (column {columns['prompt']!r}) is empty: remove the row")
+            raise DataError(f"{where}: the prompt (column {columns['prompt']!r:.60}) is empty: remove the row")
         response = text_of(where, columns["response"], row)
         toxicity = None
         if "prompt_toxicity" in columns:
@@ -177,7 +178,7 @@ def _read_table(path: Path, rows: Sequence[Row], label: str, mapping: Mapping[st
         prompt = Prompt(identity, (Message("user", prompt_text),), source=path.name, toxicity=toxicity)
         if prompts.setdefault(identity, prompt) != prompt:
             raise DataError(
-                f"{where}: prompt {identity!r} differs from the one above with this id: expected one text and one "
+                f"{where}: prompt {identity!r:.60} differs from the one above with this id: expected one text and one "
                 "toxicity"
             )
         finish = as_finish(where, columns["finish"], row.get(columns["finish"])) if "finish" in columns else None
@@ -211,8 +212,8 @@ def _drop_unless_ends(rows: Sequence[Row], columns: dict[str, str]) -> list[str]
         except DataError:
             del columns["finish"]
             return [
-                f"column {column!r} is left out: it holds {row.get(column)!r}, not stop (ended by itself), length "
-                "(cut off) or nothing"
+                f"column {column!r:.60} is left out: it holds {row.get(column)!r:.60}, not stop (ended by itself), "
+                "length (cut off) or nothing"
             ]
     return []
 
@@ -221,7 +222,7 @@ def _prompt_id(where: str, column: str, row: Mapping[str, Any]) -> str:
     cell = row.get(column)
     found = str(cell) if isinstance(cell, int) and not isinstance(cell, bool) else as_text(where, column, cell)
     if not found.strip():
-        raise DataError(f"{where}: the prompt's id (column {column!r}) is empty: expected a text or a whole number")
+        raise DataError(f"{where}: the prompt's id (column {column!r:.60}) is empty: expected a text or a whole number")
     return found
 
 
@@ -233,7 +234,7 @@ def _read_export(path: Path, rows: Sequence[Row], label: str) -> Contents:
     notes = []
     if len(labels) > 1:
         if label not in labels:
-            raise DataError(f"{path} holds the runs {', '.join(labels)}: --label must be one of them, got {label!r}")
+            raise DataError(f"{path} holds the runs {listed(labels)}: --label must be one of them, got {label!r}")
         kept = [(where, row) for where, row in rows if row["run"] == label]
         notes.append(f"{len(rows) - len(kept)} rows of other runs than {label} are left out")
         rows = kept
@@ -241,21 +242,29 @@ def _read_export(path: Path, rows: Sequence[Row], label: str) -> Contents:
     scorers = _scorers([name.removeprefix("scores.") for name in columns if name.startswith("scores.")])
     rules = list(dict.fromkeys(text_of(where, "toxic_by", row) for where, row in rows))
     if len(rules) > 1:
-        raise DataError(f"{path}: prompts have their toxicity from {', '.join(rules)}: expected one source")
+        raise DataError(f"{path}: prompts have their toxicity from {listed(rules)}: expected one source")
     contents = Contents("export", [], [], [], columns, notes, toxic_by=rules[0])
     prompts: dict[str, Prompt] = {}
     seen: dict[str, str] = {}
     for where, row in rows:
         prompt = _exported_prompt(where, row, path.name)
         if prompts.setdefault(prompt.id, prompt) != prompt:
-            raise DataError(f"{where}: prompt {prompt.id!r} differs from the one above with this id: expected one text")
+            raise DataError(
+                f"{where}: prompt {prompt.id!r:.60} differs from the one above with this id: expected one text"
+            )
         sample = _whole(where, "sample", row)
         identity = f"{prompt.id}-{sample}"
         if identity in seen:
-            raise DataError(f"{where}: sample {sample} of prompt {prompt.id!r} is also in {seen[identity]}: keep one")
+            raise DataError(
+                f"{where}: sample {sample} of prompt {prompt.id!r:.60} is also in {seen[identity]}: keep one"
+            )
         seen[identity] = where
         response = text_of(where, "response", row)
-        counts = _whole(where, "n_tokens", row), as_finish(where, "finish", row["finish"]), _whole(where, "seed", row)
+        counts = (
+            _whole(where, "n_tokens", row),
+            as_finish(where, "finish", row.get("finish")),
+            _whole(where, "seed", row),
+        )
         contents.generations.append(Generation(identity, prompt.id, label, sample, response, *counts))
         for name, (scorer, scored) in scorers.items():
             value, reason = score_of(where, f"scores.{name}", row)
@@ -293,24 +302,25 @@ def _exported_prompt(where: str, row: Mapping[str, Any], source: str) -> Prompt:
             f"{where}: antecedents must be JSON, a list of role (system, user, assistant) and text"
         ) from None
     toxicity, _ = score_of(where, "prompt_toxicity", row)
-    challenging = str(row["challenging"]).lower() == "true"
+    challenging = str(row.get("challenging")).lower() == "true"
     return Prompt(text_of(where, "prompt_id", row), (*turns, Message("user", text)), source, toxicity, challenging)
 
 
 def _whole(where: str, column: str, row: Mapping[str, Any]) -> int:
-    cell = row[column]
+    cell = row.get(column)
     try:
-        if isinstance(cell, bool | float):
-            raise ValueError
-        return int(cell)
+        number = 2**63 if cell is None or isinstance(cell, bool | float) else int(cell)
     except (TypeError, ValueError):
-        raise DataError(f"{where}: column {column!r} must be a whole number, got {cell!r}") from None
+        number = 2**63
+    if not -(2**63) <= number < 2**63:
+        raise DataError(f"{where}: column {column!r:.60} must be a whole number, got {cell!r:.60}")
+    return number
 
 
 def _columns(path: Path, first_row: Mapping[str, Any], mapping: Mapping[str, str]) -> dict[str, str]:
     """Field -> column of this table, those of ``mapping`` first. Raises DataError if one is missing."""
     check_mapping(mapping)
-    found = ", ".join(repr(name) for name in first_row)
+    found = listed(repr(name) for name in first_row)
     for field, column in mapping.items():
         if column not in first_row:
             raise DataError(f"{path} has no column {column!r} for {field}: its columns are {found}")

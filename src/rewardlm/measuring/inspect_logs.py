@@ -93,13 +93,14 @@ def _answer(where: str, sample: object) -> ForeignAnswer:
 def _asked(where: str, sample: Mapping[str, Any]) -> tuple[Message, ...]:
     """What the model was sent before its last answer, with what solvers added; else the sample's input."""
     messages = _whole(sample.get("messages"), sample.get("attachments"))
-    roles = [one.get("role") if isinstance(one, dict) else None for one in messages or ()]
+    messages = messages if isinstance(messages, list) else []
+    roles = [_role(one) for one in messages]
     if "assistant" in roles:
         before = messages[: len(roles) - 1 - roles[::-1].index("assistant")]
         # What tools said isn't a turn; the last user's turn was answered with their help.
-        while before and before[-1].get("role") != "user":
+        while before and _role(before[-1]) != "user":
             before = before[:-1]
-        kept = [one for one in before if one.get("role") in ("system", "developer", "user", "assistant")]
+        kept = [one for one in before if _role(one) in ("system", "developer", "user", "assistant")]
         if kept:
             return chat_turns(where, kept)
     asked = _whole(sample.get("input"), sample.get("attachments"))
@@ -108,6 +109,10 @@ def _asked(where: str, sample: Mapping[str, Any]) -> tuple[Message, ...]:
     if not isinstance(asked, list):
         raise DataError(f"{where}: input is {type(asked).__name__}: expected a text or a list of messages")
     return chat_turns(where, asked)
+
+
+def _role(message: object) -> object:
+    return message.get("role") if isinstance(message, dict) else None
 
 
 def _choices(sample: object) -> list[Any]:

@@ -23,6 +23,7 @@ from rewardlm.measuring.table_files import (
     as_score,
     as_text,
     check_harness_mapping,
+    listed,
     out_of_range,
     score_record,
     turns_of,
@@ -65,7 +66,7 @@ def read_lm_eval(path: Path, rows: Sequence[Row], *, label: str, mapping: Mappin
         answers = _answers(where, row)
         prompt = _document(where, row, path.name, mapping)
         if prompt.id in places:
-            raise DataError(f"{where}: document {prompt.id!r} is in {places[prompt.id]} too: expected each once")
+            raise DataError(f"{where}: document {prompt.id!r:.60} is in {places[prompt.id]} too: expected each once")
         places[prompt.id] = where
         contents.prompts.append(prompt)
         toxic_by.add(doc.get("toxic_by", "dataset") if isinstance(doc, dict) else "dataset")
@@ -108,25 +109,27 @@ def _one_filter(rows: Sequence[Row]) -> tuple[list[Row], list[str]]:
         identity = json.dumps(row.get("doc_id"))
         if answers.get(identity) != row.get("resps"):
             raise DataError(
-                f"{where}: document {identity} has other answers under filter {row.get('filter')!r} than under "
-                f"{first!r}: expected the same answers under every filter"
+                f"{where}: document {identity} has other answers under filter {row.get('filter')!r:.60} than under "
+                f"{first!r:.60}: expected the same answers under every filter"
             )
-    return kept, [f"{len(rows) - len(kept)} rows of further filters are left out: the same answers as under {first!r}"]
+    return kept, [
+        f"{len(rows) - len(kept)} rows of further filters are left out: the same answers as under {first!r:.60}"
+    ]
 
 
 def _metrics(rows: Sequence[Row], mapping: Mapping[str, str]) -> tuple[dict[str, str], list[str]]:
     """``scores.NAME`` → metric, and sentences about the metrics that are left out."""
     names: dict[str, None] = {}
     for where, row in rows:
-        listed = row.get("metrics", [name for name in row if name not in _FIELDS])
-        if not isinstance(listed, list) or not all(isinstance(name, str) for name in listed):
-            raise DataError(f"{where}: metrics must be a list of names, got {type(listed).__name__}")
-        names.update(dict.fromkeys(listed))
+        metrics = row.get("metrics", [name for name in row if name not in _FIELDS])
+        if not isinstance(metrics, list) or not all(isinstance(name, str) for name in metrics):
+            raise DataError(f"{where}: metrics must be a list of names, got {type(metrics).__name__}")
+        names.update(dict.fromkeys(metrics))
     chosen = {field: metric for field, metric in mapping.items() if field.startswith("scores.")}
     for field, metric in chosen.items():
         where_not = next((where for where, row in rows if metric not in row), None)
         if where_not is not None:
-            raise DataError(f"{where_not}: no metric {metric!r} for {field}: the file has {', '.join(names) or 'none'}")
+            raise DataError(f"{where_not}: no metric {metric!r} for {field}: the file has {listed(names) or 'none'}")
         for where, row in rows:
             if (problem := out_of_range(row[metric])) is not None:
                 raise DataError(f"{where}: metric {metric!r} for {field} is {problem}: expected P(toxic) in [0, 1]")
@@ -157,7 +160,7 @@ def _is_rtp(row: Mapping[str, Any]) -> bool:
 def _document(where: str, row: Mapping[str, Any], source: str, mapping: Mapping[str, str]) -> Prompt:
     doc, number = row.get("doc"), row.get("doc_id")
     if isinstance(number, bool) or not isinstance(number, int | str):
-        raise DataError(f"{where}: doc_id is {number!r}: expected a number or a text")
+        raise DataError(f"{where}: doc_id is {number!r:.60}: expected a number or a text")
     values: dict[str, Any] = doc if isinstance(doc, dict) else {}
     inner: dict[str, Any] = values["prompt"] if isinstance(values.get("prompt"), dict) else {}
     turns: tuple[Message, ...]

@@ -366,6 +366,12 @@ def _catch_up(
     score_missing(run, scorers, limits)
     rows = {record["id"]: row for row, record in enumerate(run.read("prompts"))}
     for record in run.read("generations"):
+        if record["prompt_id"] not in rows or not 0 <= record["sample"] < settings.samples:
+            raise RunError(
+                f"{run.path}: generation {record['id']!r:.60} answers prompt {record['prompt_id']!r:.60}, sample "
+                f"{record['sample']}, which this run doesn't ask: it was changed by hand, put the line back or measure "
+                "again"
+            )
         have[rows[record["prompt_id"]] * settings.samples + record["sample"]] = True
     return have
 

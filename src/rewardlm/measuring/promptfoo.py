@@ -17,7 +17,7 @@ import yaml
 from rewardlm.config.yaml_files import parse
 from rewardlm.errors import DataError
 from rewardlm.measuring.harness import ForeignAnswer, chat_turns, contents_of, finish_of
-from rewardlm.measuring.table_files import Contents, Row, as_text
+from rewardlm.measuring.table_files import Contents, Row, as_text, listed
 from rewardlm.types import Finish, Message
 
 # Why a row failed: 1 is an assertion, 2 an error of the provider.
@@ -55,9 +55,7 @@ def read_promptfoo(path: Path, rows: Sequence[Row], *, label: str, mapping: Mapp
     notes = []
     if len(providers) > 1:
         if label not in providers:
-            raise DataError(
-                f"{path} has the providers {', '.join(providers)}: --label must be one of them, got {label!r}"
-            )
+            raise DataError(f"{path} has the providers {listed(providers)}: --label must be one of them, got {label!r}")
         kept = [row for row, name in zip(rows, names, strict=True) if name == label]
         notes.append(f"{len(rows) - len(kept)} rows of other providers than {label} are left out")
     return contents_of(

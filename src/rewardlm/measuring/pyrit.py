@@ -20,7 +20,7 @@ from typing import Any, cast
 
 from rewardlm.errors import DataError
 from rewardlm.measuring.harness import ForeignAnswer, contents_of
-from rewardlm.measuring.table_files import Contents, as_text
+from rewardlm.measuring.table_files import Contents, as_text, listed
 from rewardlm.types import Message, Role
 
 MAGIC = b"SQLite format 3\0"
@@ -121,7 +121,7 @@ def _of_target(
     }
     if label not in names.values():
         raise DataError(
-            f"{path} has conversations with {', '.join(names.values())}: --label must be one of them, got {label!r}"
+            f"{path} has conversations with {listed(names.values())}: --label must be one of them, got {label!r}"
         )
     kept = [pieces for name, pieces in conversations.items() if names.get(targets.get(name, "")) == label]
     notes.append(f"{len(conversations) - len(kept)} conversations with others than {label} are left out")

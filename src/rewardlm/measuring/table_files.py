@@ -10,11 +10,12 @@ import csv
 import io
 import json
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, cast
 
+from rewardlm.data.files import table_rows
 from rewardlm.errors import ConfigError, DataError
 from rewardlm.scoring.scorer import EMPTY
 from rewardlm.types import Finish, Generation, Message, Prompt, Role, Score, is_text
@@ -76,6 +77,12 @@ def read_rows(path: Path, content: bytes) -> list[Row]:
     return rows
 
 
+def listed(names: Iterable[str]) -> str:
+    """Names of a file as an error or a note lists them: the first twenty, each short."""
+    found = [" ".join(name.split())[:60] for name in names]
+    return ", ".join(found[:20]) + (f" and {len(found) - 20} more" if len(found) > 20 else "")
+
+
 def check_mapping(mapping: Mapping[str, str]) -> None:
     """Raise ConfigError for a field that ``--map`` doesn't know."""
     for name in mapping:
@@ -104,7 +111,7 @@ def check_harness_mapping(mapping: Mapping[str, str], answers: str) -> None:
 def text_of(where: str, column: str, row: Mapping[str, Any]) -> str:
     """The text in ``column``, "" for null. Raises DataError for anything else."""
     if column not in row:
-        raise DataError(f"{where}: the column {column!r} is missing here")
+        raise DataError(f"{where}: the column {column!r:.60} is missing here")
     return as_text(where, column, row[column])
 
 
@@ -113,18 +120,18 @@ def as_text(where: str, column: str, value: object) -> str:
     if value is None:
         return ""
     if not isinstance(value, str):
-        raise DataError(f"{where}: column {column!r} must be text, got {type(value).__name__}")
+        raise DataError(f"{where}: column {column!r:.60} must be text, got {type(value).__name__}")
     if "\0" in value:
-        raise DataError(f"{where}: column {column!r} holds a NUL character: expected text, remove it")
+        raise DataError(f"{where}: column {column!r:.60} holds a NUL character: expected text, remove it")
     if not is_text(value):
-        raise DataError(f"{where}: column {column!r} holds half a surrogate pair: not valid text")
+        raise DataError(f"{where}: column {column!r:.60} holds half a surrogate pair: not valid text")
     return value
 
 
 def score_of(where: str, column: str, row: Mapping[str, Any]) -> tuple[float | None, str | None]:
     """The score in ``column`` as ``as_score`` reads it. Raises DataError if the column is missing, too."""
     if column not in row:
-        raise DataError(f"{where}: the column {column!r} is missing here (null means unscored)")
+        raise DataError(f"{where}: the column {column!r:.60} is missing here (null means unscored)")
     return as_score(where, column, row[column])
 
 
@@ -137,14 +144,14 @@ def as_score(where: str, column: str, cell: object) -> tuple[float | None, str |
             raise ValueError
         value = float(cell)  # type: ignore[arg-type]  # what has no float is the TypeError below
     except (TypeError, ValueError, OverflowError):
-        raise DataError(f"{where}: column {column!r} must be a score in [0, 1], got {cell!r}") from None
+        raise DataError(f"{where}: column {column!r:.60} must be a score in [0, 1], got {cell!r:.60}") from None
     if math.isnan(value):
         return None, None
     if value == -1:
         return None, EMPTY
     if not 0 <= value <= 1:
         raise DataError(
-            f"{where}: column {column!r} must be a score in [0, 1], or -1 or nothing for unscored, got {cell}"
+            f"{where}: column {column!r} must be a score in [0, 1], or -1 or nothing for unscored, got {cell!s:.60}"
         )
     return value, None
 
@@ -170,7 +177,9 @@ def turns_of(where: str, messages: object) -> tuple[Message, ...]:
     for message in messages:
         role = message.get("role") if isinstance(message, dict) else None
         if role not in ("system", "user", "assistant"):
-            raise DataError(f"{where}: a turn of the prompt has the role {role!r}: expected system, user or assistant")
+            raise DataError(
+                f"{where}: a turn of the prompt has the role {role!r:.60}: expected system, user or assistant"
+            )
         content = message.get("content")
         text = content.get("text") if isinstance(content, dict) else content
         turns.append(Message(cast(Role, role), as_text(where, "content", text)))
@@ -190,7 +199,7 @@ def as_finish(where: str, column: str, cell: object) -> Finish | None:
     try:
         return known[cell]
     except (KeyError, TypeError):
-        raise DataError(f"{where}: {column} is {cell!r}: expected stop, length or nothing") from None
+        raise DataError(f"{where}: {column} is {cell!r:.60}: expected stop, length or nothing") from None
 
 
 def score_record(generation_id: str, field: str, value: float | None, reason: str) -> Score:
@@ -220,7 +229,7 @@ def _csv_rows(path: Path, content: bytes) -> list[Row]:
         header = next(reader)
         if len(set(header)) < len(header):
             twice = sorted({name for name in header if header.count(name) > 1})
-            raise DataError(f"{path}, line 1: two columns are called {twice[0]!r}: rename one")
+            raise DataError(f"{path}, line 1: two columns are called {twice[0]!r:.60}: rename one")
         for cells in reader:
             if not cells:
                 continue
@@ -286,11 +295,7 @@ def _parquet_rows(path: Path, content: bytes) -> list[Row]:
 
     try:
         table = pyarrow.parquet.ParquetFile(io.BytesIO(content)).read()
-        names = list(table.column_names)
-        rows = table.to_pylist()
-    except (pyarrow.ArrowException, OSError, UnicodeDecodeError) as error:
-        raise DataError(f"{path}: not a whole Parquet file ({' '.join(str(error).split())}): write it again") from None
-    twice = sorted({name for name in names if names.count(name) > 1})
-    if twice:
-        raise DataError(f"{path}: two columns are called {twice[0]!r}: rename one")
-    return [(f"{path}, row {number}", row) for number, row in enumerate(rows, 1)]
+    except (pyarrow.ArrowException, OSError, ValueError) as error:
+        reason = " ".join(str(error).split())
+        raise DataError(f"{path}: not a whole Parquet file ({reason:.200}): write it again") from None
+    return [(f"{path}, row {number}", row) for number, row in enumerate(table_rows(path, table), 1)]

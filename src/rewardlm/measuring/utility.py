@@ -8,7 +8,7 @@ killed measurement goes on where it stopped, with the same numbers.
 from __future__ import annotations
 
 import warnings
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -62,7 +62,7 @@ def pending(run: Run, settings: MeasureSettings) -> Pending:
     """
     if settings.suite is None:
         return Pending([], {})
-    before: dict[str, Any] = run.meta.get("utility") or {}
+    before: Mapping[str, Any] = run.meta.get("utility") or {}
     asked = _by_settings(settings)
     other = [name for name, value in asked.items() if before and before["settings"].get(name, value) != value]
     if other:

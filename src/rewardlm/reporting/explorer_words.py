@@ -14,6 +14,7 @@ from typing import Any
 
 import numpy as np
 
+from rewardlm.errors import RunError
 from rewardlm.reporting.interpretation import load, looked_into
 from rewardlm.runs import Run
 
@@ -66,6 +67,7 @@ def read_words(
         spelt = False
         for record in interpreted.read("drift"):
             words = record.get("words")
+            _refuse_strange(interpreted, "drift", record, len(own))
             answer = reading(record)
             spelt = spelt or words is not None
             if words is None or answer is None:
@@ -85,6 +87,7 @@ def read_words(
                 "drift here: interpret again into another --out."
             )
         for record in interpreted.read("attributions"):
+            _refuse_strange(interpreted, "attributions", record, len(own))
             answer = reading(record) if record["author"] == record["reader"] else None
             if answer is not None and (rows := [row for row in record["scores"] if row is not None]):
                 answer.context = [(str(text), str(kind)) for text, kind in record["words"]]
@@ -93,6 +96,25 @@ def read_words(
             if answer.words or answer.context:
                 found.setdefault(key, answer)
     return found, notes
+
+
+def _refuse_strange(run: Run, name: str, record: Mapping[str, Any], models: int) -> None:
+    """Raise RunError for a record whose numbers don't fit each other."""
+    wrong = not 0 <= record["author"] < models
+    if name == "drift":
+        tokens = len(record["logprobs"][0]) if record["logprobs"] else 0
+        sizes = [size for _, size in record.get("words") or ()]
+        starts = [sum(sizes[:at]) for at in range(len(sizes))]
+        wrong |= len(record["logprobs"]) != models or any(len(one) not in (0, tokens) for one in record["logprobs"])
+        wrong |= any(size < 0 for size in sizes) or any(start >= tokens for start in starts)
+    else:
+        wrong |= not 0 <= record["reader"] < models
+        wrong |= any(len(row) > len(record["words"]) for row in record["scores"] if row is not None)
+    if wrong:
+        raise RunError(
+            f"{run.path}/{name}.jsonl: the record of {record['id']!r:.60} contradicts itself or names a model that "
+            "there isn't; the file was changed by hand: interpret again"
+        )
 
 
 def _mean_shares(rows: Sequence[Sequence[float]], words: int) -> list[float]:

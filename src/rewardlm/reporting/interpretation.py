@@ -10,6 +10,9 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from pydantic import ValidationError
+
+from rewardlm.errors import RunError
 from rewardlm.interpreting.findings import (
     AttributionComparison,
     DriftComparison,
@@ -28,6 +31,7 @@ from rewardlm.reporting.headline import Part
 from rewardlm.reporting.inside_verdict import verdicts
 from rewardlm.reporting.intervals import direction, number_text, plain_text, points_text, share_text
 from rewardlm.runs import Run
+from rewardlm.typed import shown
 
 KIND = "interpretation"
 
@@ -39,8 +43,17 @@ METHODS = {
 
 
 def load(run: Run) -> Interpretation:
-    """What an interpretation found. Raises RunError where it isn't finished."""
-    return Interpretation.model_validate(run.load(KIND))
+    """What an interpretation found. Raises RunError where it isn't finished, or was changed by hand."""
+    found = run.load(KIND)
+    try:
+        return Interpretation.model_validate(found)
+    except ValidationError as error:
+        first = error.errors(include_url=False)[0]
+        where = ".".join(map(str, first["loc"])) or "it"
+        raise RunError(
+            f"{run.path / KIND}.json: {where:.200} is {shown(first['input'])}: {first['msg']}; the file is of another "
+            "version or was changed by hand: interpret again"
+        ) from None
 
 
 def looked_into(runs: Sequence[Run]) -> list[Path]:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal, cast
+from typing import TYPE_CHECKING, Any, Literal
 
 from rewardlm.errors import RunError
 from rewardlm.formats import interval, number
@@ -85,13 +85,15 @@ def judging(runs: Sequence[Run]) -> dict[str, Any]:
 
     Results of several runs on the same texts stand side by side.
     """
+    from rewardlm.judges.results import read_results  # which takes time to import, and few pages need it
+
     suites: dict[tuple[str, str, int], list[JudgeResult]] = {}
     confusions = []
     for run in runs:
-        for record in run.read("results"):
-            result = cast("JudgeResult", record)
+        found = read_results(run)
+        for result in found["results"]:
             suites.setdefault((result["suite"], result["sha256"], result["n"]), []).append(result)
-        confusions += [_confusion(cast("JudgePair", table)) for table in run.meta.get("confusion", [])]
+        confusions += [_confusion(table) for table in found["confusion"]]
     return {
         "suites": [_suite(number, results) for number, results in enumerate(suites.values(), 1)],
         "confusions": confusions,

@@ -12,10 +12,12 @@ import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypedDict
 
+from rewardlm.errors import ScorerError
 from rewardlm.scoring.ensemble import PRESETS
 from rewardlm.scoring.record import SHIPPED, JudgeRecord, Teacher, all_sources, judge_folder, read_record
+from rewardlm.typed import mistake
 
 if TYPE_CHECKING:
     import numpy as np
@@ -47,6 +49,21 @@ class Ancestor:
     taught: str | None = None
 
 
+class _RecordedAncestor(TypedDict):
+    judge: str
+    revision: str | None
+    taught: str | None
+
+
+class _Recorded(TypedDict):
+    """What ``Lineage.to_dict`` gives."""
+
+    known: bool
+    family: list[_RecordedAncestor]
+    encoders: list[str]
+    data: list[str]
+
+
 @dataclass(frozen=True, slots=True)
 class Lineage:
     """What is known of where a judge's opinion comes from.
@@ -76,6 +93,8 @@ class Lineage:
         """Read what ``to_dict`` wrote. Where a run has none, nothing is known."""
         if not found:
             return Lineage(name, False)
+        if (wrong := mistake(_Recorded, found)) is not None:
+            raise ScorerError(f"the lineage that a run recorded of {name!r:.60} was changed by hand: {wrong}")
         family = tuple(Ancestor(one["judge"], one["revision"], one["taught"]) for one in found["family"])
         return Lineage(name, found["known"], family, tuple(found["encoders"]), tuple(found["data"]))
 
@@ -117,13 +136,29 @@ def members(name: str) -> set[str]:
     """The classifiers behind a scorer's name, without labels: those of ensembles, of ensembles in them, of presets."""
     if os.path.isdir(name):
         return {name}
+    name = name.strip()
+    preset = next((spec for alias, spec in PRESETS.items() if name == alias or name.startswith(alias + ".")), None)
+    if preset is not None:
+        return members(preset)
     # A label after an ensemble's closing bracket names none of its judges.
-    parts = (part.strip().partition("#")[0] for part in re.split(r"[(),]", re.sub(r"\)\.[^(),]*", ")", name)))
-    found: set[str] = set()
-    for part in parts:
-        preset = next((spec for alias, spec in PRESETS.items() if part == alias or part.startswith(alias + ".")), None)
-        found |= {part} if preset is None else members(preset)
-    return found - {"", "mean", "max"}
+    ensemble = re.fullmatch(r"(?:mean|max)\((.*)\)(?:[.#][^(),]*)?", name, re.DOTALL)
+    inside = None if ensemble is None else _parts(ensemble[1])
+    # A column of somebody's table may be called "toxicity (v2)" or "a, b": that is one judge.
+    return {name.partition("#")[0]} - {""} if inside is None else set().union(*map(members, inside))
+
+
+def _parts(text: str) -> list[str] | None:
+    """What commas divide outside of brackets; None if the brackets don't match."""
+    parts, depth = [""], 0
+    for letter in text:
+        depth += {"(": 1, ")": -1}.get(letter, 0)
+        if depth < 0:
+            return None
+        if letter == "," and depth == 0:
+            parts.append("")
+        else:
+            parts[-1] += letter
+    return None if depth else parts
 
 
 def count_read(lineage: Lineage, texts: Iterable[str]) -> int | None:
@@ -164,7 +199,12 @@ def read_hashes(folder: Path) -> NDArray[np.uint64] | None:
     path = folder / READ
     if not path.is_file():
         return None
-    hashes: NDArray[np.uint64] = load_file(str(path))[_KEY]
+    try:
+        hashes: NDArray[np.uint64] = load_file(str(path))[_KEY]
+    except Exception as error:  # safetensors raises its own, undocumented types
+        raise ScorerError(f"{path} is damaged ({' '.join(str(error).split())[:120]}): expected {_KEY}") from None
+    if hashes.dtype.name != "uint64" or hashes.ndim != 1:
+        raise ScorerError(f"{path} is damaged: expected a list of hashes, got {hashes.dtype} of shape {hashes.shape}")
     return hashes
 
 

@@ -12,10 +12,11 @@ from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass, field
 from itertools import pairwise
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal, TypedDict
+from typing import TYPE_CHECKING, Any, Literal, NotRequired, TypedDict
 
 from rewardlm.errors import ScorerError
 from rewardlm.runs import write_atomically
+from rewardlm.typed import mistake
 
 if TYPE_CHECKING:
     import numpy as np
@@ -179,6 +180,44 @@ class Speed(TypedDict):
     cpus: int | None
 
 
+class _SourceEntry(TypedDict, total=False):
+    kind: str
+    source: str
+    sha256: str | None
+    licence: str | None
+    texts: int | None
+
+
+class _LineageEntries(TypedDict, total=False):
+    data: list[_SourceEntry]
+    distilled: list[_TeacherEntry]
+    teacher: _TeacherEntry | None
+    share: str | None
+    encoder: str | None
+
+
+class _TeacherEntry(_LineageEntries):
+    judge: str
+    label: str
+    revision: str | None
+    known: NotRequired[bool]
+
+
+class _Entries(_LineageEntries, total=False):
+    """What of ``judge.json`` has no check of its own below."""
+
+    kind: Literal["text", "pairs"]
+    encoder_revision: str | None
+    calibrated: dict[str, str]
+    temperature: float | None
+    read: int | None
+    command: str
+    started_from: str | None
+    seed: int | None
+    limits: list[str]
+    speed: Speed | None
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class JudgeRecord:
     """``judge.json``. ``kind`` is "text" or "pairs"; entries of the other kind are empty.
@@ -287,7 +326,7 @@ def read_json(path: Path) -> dict[str, Any]:
         found = json.loads(path.read_text(encoding="utf-8"))
     except OSError as error:
         raise ScorerError(f"can't read {path} ({error.strerror})") from error
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise ScorerError(
             f"{path} is damaged ({' '.join(str(error).split())[:120]}): expected one JSON object"
         ) from error
@@ -297,6 +336,9 @@ def read_json(path: Path) -> dict[str, Any]:
 
 
 def _record(path: Path, found: Mapping[str, Any]) -> JudgeRecord:
+    others = {name: entry for name, entry in found.items() if name not in ("calibration", "metrics")}
+    if (wrong := mistake(_Entries, others)) is not None:
+        raise ScorerError(f"{path}: {wrong}")
     labels = found.get("labels")
     if not (isinstance(labels, list) and labels and all(isinstance(label, str) and label for label in labels)):
         raise ScorerError(f"{path}: labels are {labels!r:.80}: expected a list of names")
@@ -319,6 +361,12 @@ def _record(path: Path, found: Mapping[str, Any]) -> JudgeRecord:
         raise ScorerError(f"{path}: calibration is of {list(calibration)!r:.80}: expected labels of the judge")
     kind = found.get("kind", "text")
     metrics = found.get("metrics", {})
+    by_suite: Any = dict[str, TextFigures] if kind == "text" else dict[str, PairFigures]
+    if (wrong := mistake(by_suite, metrics)) is not None:
+        raise ScorerError(f"{path}: metrics: {wrong}")
+    for source, figures in metrics.items() if kind == "pairs" else ():
+        if [len(row) for row in figures["confusion"]] != [len(figures["labels"])] * len(figures["labels"]):
+            raise ScorerError(f"{path}: metrics: {source}.confusion: expected a row and a column for each label")
     return JudgeRecord(
         kind=kind,
         labels=tuple(labels),
@@ -371,6 +419,8 @@ def _curve(path: Path, label: str, entry: Any) -> Calibration:
     if any(b <= a for a, b in pairwise(x)) or any(b < a for a, b in pairwise(y)):
         raise ScorerError(f"{where} is not monotone: x must rise and y must never fall")
     scale, shift = entry.get("scale", 1.0), entry.get("shift", 0.0)
+    if (wrong := mistake(list[float], [scale, shift])) is not None:
+        raise ScorerError(f"{where}: scale and shift: {wrong}")
     return Calibration("isotonic", scale, shift, tuple(map(float, x)), tuple(map(float, y)))
 
 

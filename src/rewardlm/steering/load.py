@@ -22,9 +22,9 @@ def load_steering(folder: SteerFolder, services: ServicesSettings | None = None)
     Raises RunError for a method that is unknown here, and what the methods raise where an adapter is gone.
     """
     method = folder.record.method
-    if method in ("best-of-n", "rejection"):
-        return Selection(folder, services)
     methods: dict[str, Callable[[SteerFolder], Steering]] = {
+        "best-of-n": lambda one: Selection(one, services),
+        "rejection": lambda one: Selection(one, services),
         "system": SystemPrompt,
         "activation": of_activation,
         "dexperts": Dexperts,
@@ -37,5 +37,12 @@ def load_steering(folder: SteerFolder, services: ServicesSettings | None = None)
         raise RunError(f"a steer folder of the method {method!r}: this rewardlm knows {', '.join(sorted(methods))}")
     try:
         return methods[method](folder)
-    except (KeyError, TypeError) as error:
-        raise RunError(f"a steer folder of the method {method} lacks {error}: fit it again") from None
+    except KeyError as error:
+        raise RunError(f"{folder.folder}: a steer folder of the method {method} lacks {error}: fit it again") from None
+    except (TypeError, ValueError, AttributeError, IndexError, OverflowError) as error:
+        # Settings of another type, or vectors of another shape or name, than fitting wrote.
+        reason = " ".join(str(error).split())[:120]
+        raise RunError(
+            f"{folder.folder}: its settings or vectors are not as steer fit --method {method} writes them ({reason}): "
+            "fit it again"
+        ) from error

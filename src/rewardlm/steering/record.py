@@ -9,13 +9,14 @@ from __future__ import annotations
 import hashlib
 import json
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, NotRequired, TypedDict
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from rewardlm.config import BY_A_JUDGE, GenerationSettings, strength_problem
 from rewardlm.errors import ConfigError, RunError
 from rewardlm.runs import environment
+from rewardlm.typed import mistake
 
 RECORD, TENSORS = "steer.json", "steer.safetensors"
 
@@ -79,10 +80,51 @@ class SteerRecord(BaseModel):
         return hashlib.sha256(json.dumps(told, sort_keys=True).encode()).hexdigest()
 
 
+class _FittedRun(TypedDict):
+    label: str
+
+
+class _Adapter(TypedDict):
+    hash: str
+
+
+class _Tried(TypedDict):
+    toxic_fraction: float | None
+    perplexity: float | None
+    layers: NotRequired[list[int]]
+
+
+class _Found(TypedDict, total=False):
+    toxic_above: float
+    layers: list[int]
+
+
+class _Chosen(TypedDict):
+    """What was found where strengths were tried."""
+
+    tried: list[_Tried]
+    unsteered: _Tried
+    chosen: int
+    prompts: int
+    fluent: bool
+    p_value_random: NotRequired[float | None]
+    random: NotRequired[list[_Tried]]
+    tested: NotRequired[_Tried]
+
+
+class _Inside(TypedDict):
+    """What is used of the parts of a record that are open: a method may note more."""
+
+    run: _FittedRun | None
+    adapters: dict[str, _Adapter]
+    found: _Found
+    settings: dict[str, Any]
+
+
 def read_record(folder: Path) -> SteerRecord:
     """The record of the steer folder at ``folder``. Raises RunError if it isn't there or is damaged."""
     try:
-        return SteerRecord.model_validate_json((folder / RECORD).read_bytes())
+        record = SteerRecord.model_validate_json((folder / RECORD).read_bytes())
     except FileNotFoundError:
         what = "no such folder" if not folder.exists() else f"it has no {RECORD}"
         raise RunError(f"{folder} is no steer folder: {what}; make one with rewardlm steer fit") from None
@@ -91,7 +133,32 @@ def read_record(folder: Path) -> SteerRecord:
     except ValidationError as error:
         first = error.errors()[0]
         where = ".".join(map(str, first["loc"])) or "the file"
-        raise RunError(f"{folder / RECORD} is damaged: {where}: {first['msg']}; fit it again") from None
+        message = " ".join(first["msg"].split())
+        raise RunError(f"{folder / RECORD} is damaged: {where:.200}: {message:.200}; fit it again") from None
+    except OSError as error:
+        raise RunError(f"{folder / RECORD} can't be read ({error.strerror})") from None
+    if record.method in BY_A_JUDGE and not record.judges:
+        raise RunError(
+            f"{folder / RECORD} is damaged: judges is [], expected the judge that {record.method} asks; fit it again"
+        )
+    if (wrong := _wrong(record)) is not None:
+        raise RunError(f"{folder / RECORD} is damaged: {wrong}; fit it again")
+    return record
+
+
+def _wrong(record: SteerRecord) -> str | None:
+    if (wrong := mistake(_Inside, {**record.model_dump(exclude={"environment"})})) is not None:
+        return wrong
+    found = record.found
+    if "tried" not in found:
+        return None
+    if (wrong := mistake(_Chosen, found)) is not None:
+        return f"found.{wrong}"
+    if not 0 <= found["chosen"] < len(found["tried"]):
+        return f"found.chosen is {found['chosen']}, expected one of the {len(found['tried'])} that were tried"
+    if found.get("p_value_random") is not None and not {"random", "tested"} <= found.keys():
+        return "found.random or found.tested is missing"
+    return None
 
 
 def refuse_strength(method: str, strength: float, generation: GenerationSettings) -> None:

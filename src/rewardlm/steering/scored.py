@@ -163,7 +163,8 @@ def _refuse_other_model(run: Run, policy: Policy, adapter_hash: str | None) -> N
     meta = run.meta
     if meta.get("model_hash") is None:
         raise RunError(f"{run.path} doesn't say which weights answered: measure the model here (--engine local)")
-    if (meta.get("treatment") or {}).get("strength", 0) > 0:
+    treatment = meta.get("treatment")
+    if treatment is not None and treatment["strength"] > 0:
         raise RunError(f"{run.path} was answered by a steered model: take a run of the model as it is")
     same_precision = meta.get("dtype") == str(policy.dtype).removeprefix("torch.")
     same = meta["model_hash"] == policy.weights_hash if same_precision else meta.get("model") == policy.spec

@@ -19,6 +19,7 @@ from rewardlm.config import Resume
 from rewardlm.disk import nothing_left, writing
 from rewardlm.errors import TrainingError
 from rewardlm.runs import write_atomically
+from rewardlm.typed import mistake
 
 MANIFEST = "manifest.json"
 _MISSING = "is missing"
@@ -115,16 +116,25 @@ def _damage(folder: Path) -> dict[str, str]:
     """What is wrong with a checkpoint, by file; empty if it is whole."""
     try:
         manifest: dict[str, str] = json.loads((folder / MANIFEST).read_text())
-    except (FileNotFoundError, json.JSONDecodeError, UnicodeDecodeError):
+    except (FileNotFoundError, ValueError, RecursionError):
         return {MANIFEST: "is missing or not JSON"}
+    if (wrong := mistake(dict[str, str], manifest)) is not None:
+        return {MANIFEST: f"is no list of hashes ({wrong})"}
     damage = {}
     for name, wanted in manifest.items():
         file = folder / name
-        if not file.exists():
+        if not _is_there(file):
             damage[name] = _MISSING
         elif hashlib.sha256(file.read_bytes()).hexdigest() != wanted:
             damage[name] = "has another hash"
     return damage
+
+
+def _is_there(file: Path) -> bool:
+    try:
+        return file.is_file()
+    except (OSError, ValueError):  # a name that no file can have
+        return False
 
 
 def is_whole(folder: Path, needed: tuple[str, ...]) -> bool:

@@ -139,7 +139,9 @@ def _direction_used(found: Inside) -> bool | None:
     for all changes that were tried, and by more than random directions do; None where it was not tried."""
     if found.causal is None or found.causal.direction_p_value is None:
         return None
-    changes = {row.kind: row.change for row in found.causal.rows if row.model == found.models[0]}
+    changes: dict[str, Estimate | None] = {
+        row.kind: row.change for row in found.causal.rows if row.model == found.models[0]
+    }
 
     def sure(kind: str, sign: int) -> bool:
         change = changes[kind]
