@@ -255,6 +255,7 @@ def test_answers_are_kept_for_the_day_by_text_attributes_and_languages(
     service: FakeService, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     service.answer = in_tens
+    on(monkeypatch, datetime.date(2026, 11, 30))
     first = judge(service).score(["a", "bb"])
     assert len(service.asked) == 2
     again = judge(service)
