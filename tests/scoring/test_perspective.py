@@ -53,6 +53,12 @@ def on(monkeypatch: pytest.MonkeyPatch, day: datetime.date) -> None:
         monkeypatch.setattr(module, "today", lambda: day)
 
 
+@pytest.fixture(autouse=True)
+def _before_it_closes(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whenever these tests are run."""
+    on(monkeypatch, datetime.date(2026, 11, 30))
+
+
 def test_the_request_is_the_apis(service: FakeService) -> None:
     service.answer = in_tens
     judge(service).score(["You fool"])
@@ -91,7 +97,7 @@ def test_what_is_recorded(service: FakeService) -> None:
     scorer.score(["x"])
     assert scorer.revision == "v1alpha1"
     assert scorer.address == service.url.replace("/v1", "/v1alpha1")
-    assert scorer.dates == {datetime.datetime.now(datetime.UTC).date().isoformat()}
+    assert scorer.dates == {"2026-11-30"}
 
 
 @pytest.mark.parametrize(
@@ -255,7 +261,6 @@ def test_answers_are_kept_for_the_day_by_text_attributes_and_languages(
     service: FakeService, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     service.answer = in_tens
-    on(monkeypatch, datetime.date(2026, 11, 30))
     first = judge(service).score(["a", "bb"])
     assert len(service.asked) == 2
     again = judge(service)
