@@ -50,7 +50,9 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from itertools import islice
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal, NotRequired, Required, TypedDict, cast, get_args
+from typing import TYPE_CHECKING, Any, Literal, NotRequired, Required, cast, get_args
+
+from typing_extensions import TypedDict
 
 from rewardlm.config import flatten
 from rewardlm.disk import writing

@@ -13,7 +13,9 @@ import importlib.resources
 import json
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import Any, TypedDict, cast
+from typing import Any, cast
+
+from typing_extensions import TypedDict
 
 from rewardlm.config import ServicesSettings, data_folder
 from rewardlm.errors import ConfigError, DataError, did_you_mean

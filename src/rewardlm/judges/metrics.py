@@ -10,12 +10,12 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from typing import TypedDict
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 from scipy.optimize import brentq
 from scipy.stats import mannwhitneyu, rankdata
+from typing_extensions import TypedDict
 
 from rewardlm.stats import BoolArray, FloatArray, bootstrap_ci95
 

@@ -9,9 +9,10 @@ from __future__ import annotations
 import hashlib
 import json
 from pathlib import Path
-from typing import Any, Literal, NotRequired, TypedDict
+from typing import Any, Literal, NotRequired
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from typing_extensions import TypedDict
 
 from rewardlm.config import BY_A_JUDGE, GenerationSettings, strength_problem
 from rewardlm.errors import ConfigError, RunError
@@ -147,7 +148,7 @@ def read_record(folder: Path) -> SteerRecord:
 
 
 def _wrong(record: SteerRecord) -> str | None:
-    if (wrong := mistake(_Inside, {**record.model_dump(exclude={"environment"})})) is not None:
+    if (wrong := mistake(_Inside, record.model_dump(mode="json", exclude={"environment"}))) is not None:
         return wrong
     found = record.found
     if "tried" not in found:
