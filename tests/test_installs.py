@@ -205,8 +205,11 @@ def test_judges_are_evaluated_only_if_all_are_here() -> None:
 
 
 @pytest.mark.usefixtures("without_lexical")
-@pytest.mark.parametrize("where", ["measure", "reward", "witness", "interpret"])
-def test_an_experiment_asks_for_all_packages_before_its_first_stage(where: str, tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    ("where", "section"),
+    [("measure", "measure"), ("reward", "rlaf"), ("witness", "rlaf"), ("interpret", "interpret")],
+)
+def test_an_experiment_asks_for_all_packages_before_its_first_stage(where: str, section: str, tmp_path: Path) -> None:
     judges = {"scorer": ["starter", "lexical"] if where == "measure" else ["starter"]}
     rlaf = {"prompts": "rtp:packaged", "part": "train"}
     rlaf |= {"reward": ["lexical" if where == "reward" else "starter"]}
@@ -220,7 +223,7 @@ def test_an_experiment_asks_for_all_packages_before_its_first_stage(where: str, 
         }
     )
     stages: list[str] = []
-    with pytest.raises(ScorerError, match=NEEDS_LEXICAL):
+    with pytest.raises(ScorerError, match=f"^{section}: {NEEDS_LEXICAL.removeprefix('^')}"):
         run_experiment(settings, tmp_path / "run", stage=lambda name: stages.append(name), say=print)  # type: ignore[arg-type, return-value, func-returns-value]
     assert stages == []
 

@@ -40,7 +40,6 @@ from rewardlm.measuring.comparison import Comparison
 from rewardlm.measuring.primary import spelt_out
 from rewardlm.preflight import check_stages
 from rewardlm.runs import Run, write_atomically
-from rewardlm.scoring.load import check_judges
 from rewardlm.types import Prompt
 
 PRESETS = ("quick", "full")
@@ -122,7 +121,13 @@ def run_experiment(
     preferring = _prefer_settings(settings, out)
     rlaf = _rlaf_settings(settings, out)
     interpreting = _interpret_settings(settings)
-    stages = {"measure": measured["PT"], "finetune": finetuning, "prefer": preferring, "rlaf": rlaf}
+    stages = {
+        "measure": measured["PT"],
+        "finetune": finetuning,
+        "prefer": preferring,
+        "rlaf": rlaf,
+        "interpret": interpreting,
+    }
     check_stages({section: settings for section, settings in stages.items() if settings is not None}, out)
     if _here(settings.measure.prompts):
         for label, section, training in _asking(settings, preferring, rlaf):
@@ -136,8 +141,6 @@ def run_experiment(
                 "fine-tuning", _replay_prompts(replayed), prompts_of(measured["FT"]).prompts, "finetune.replay.part"
             )
     recorded = settings.model_dump(mode="json")
-    if interpreting is not None and interpreting.word_judge:
-        check_judges([interpreting.word_judge])
 
     # Torch is imported only from here on, so that a wrong setting is reported at once.
     from rewardlm.measuring.judging import cut_short

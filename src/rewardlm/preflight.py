@@ -18,6 +18,7 @@ from rewardlm import hub
 from rewardlm.config import (
     BY_A_JUDGE,
     FinetuneSettings,
+    InterpretSettings,
     MeasureSettings,
     MergeSettings,
     ModelSettings,
@@ -176,6 +177,8 @@ def _checks(settings: Section, out: Path | None, kind: str | None, *, begun: boo
         yield from _of_pairs(settings.replay.counter_narrative)
     if isinstance(settings, FinetuneSettings) and not begun:
         yield partial(_check_dialogues, settings.dialogues, **_columns(settings))
+    if isinstance(settings, InterpretSettings) and settings.word_judge:
+        yield partial(check_judges, [settings.word_judge])
     yield from _of_a_judge(settings)
 
 

@@ -20,6 +20,10 @@ CHINESE = "他们和我们一样好"
 Column = Sequence[float | None]
 
 
+def steered_by(judge: str) -> dict[str, Any]:
+    return {"method": "best-of-n", "strength": 4.0, "hash": "h", "settings": {}, "judges": [judge]}
+
+
 def column(toxic: int, n: int = N) -> list[float | None]:
     return [0.9] * toxic + [0.1] * (n - toxic)
 
@@ -281,7 +285,7 @@ def test_the_judge_was_the_reward(tmp_path: Path) -> None:
 
 
 def test_the_judge_steered(tmp_path: Path) -> None:
-    path = run(tmp_path, "RL", {"a": column(10)}, rewards=["a"], treatment={"judges": ["a"]})
+    path = run(tmp_path, "RL", {"a": column(10)}, rewards=["a"], treatment=steered_by("a"))
     assert said(path)[0][1:] == (
         "judge_is_reward",
         "The model was steered by a, which also judges it. Score the run with another judge.",
@@ -319,7 +323,7 @@ def lineage(*family: tuple[str, str, str | None], known: bool = True) -> dict[st
     return {"known": known, "family": named, "encoders": [], "data": []}
 
 
-@pytest.mark.parametrize(("treatment", "how"), [(None, "trained on"), ({"judges": ["r"]}, "steered by")])
+@pytest.mark.parametrize(("treatment", "how"), [(None, "trained on"), (steered_by("r"), "steered by")])
 def test_relatives_of_the_reward(tmp_path: Path, treatment: dict[str, Any] | None, how: str) -> None:
     path = run(
         tmp_path, "RL", {"a": column(10), "b": column(10)}, rewards=["r", "s"],

@@ -366,7 +366,8 @@ def test_the_bonus_for_entropy_is_trls_own(case, trainer, loss_type):
     )
     assert_same((loss + 0.2 * found["entropy_loss"], gradients), theirs(built, inputs))
     plain, _, _, without = ours(case, our_advantages(case, "grpo"), algorithm="grpo", loss_type=loss_type)
-    assert (plain, "entropy_loss" in without) == (pytest.approx(loss), False)
+    # The loss is what is left of terms of both signs: float32's rounding shows in its sixth digit.
+    assert (plain, "entropy_loss" in without) == (pytest.approx(loss, rel=1e-5), False)
 
 
 @pytest.mark.parametrize("loss_type", LOSS_TYPES)
