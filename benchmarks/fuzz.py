@@ -12,9 +12,12 @@ Ends with 1 if there were finds.
 
 from __future__ import annotations
 
+import os
+
+os.environ.setdefault("OMP_NUM_THREADS", "1")  # a pool of threads doesn't survive a fork
+
 import argparse
 import json
-import os
 import random
 import resource
 import shutil
@@ -172,7 +175,7 @@ class Fuzz:
             except BaseException:
                 (self.out / "own-mistake.txt").write_text(traceback.format_exc(), "utf-8")
                 os._exit(_OWN_MISTAKE)
-        _, status = os.waitpid(child, 0)
+        status = _ended(child, told)
         lines = told.read_text("utf-8").splitlines() if told.exists() else []
         cases = [Case(**json.loads(line)) for line in lines if not line.startswith("begun ")]
         if os.waitstatus_to_exitcode(status) == _OWN_MISTAKE:
@@ -231,6 +234,21 @@ def table(cases: Sequence[Case], readers: Sequence[Reader]) -> Iterator[str]:
         yield f"| {reader.name} | {sum(counts[reader.name, one] for one in ('accepted', 'refused', 'find')):,} | " + (
             f"{of_reader[0]:,} | {of_reader[1]:,} | {finds} |"
         )
+
+
+def _ended(child: int, told: Path) -> int:
+    """How a process ended; it is killed if it hangs where not even the alarm of ``one_case`` reaches it."""
+    while True:
+        begun = time.monotonic()
+        size = told.stat().st_size if told.exists() else 0
+        while time.monotonic() - begun < 3 * PATIENCE:
+            ended, status = os.waitpid(child, os.WNOHANG)
+            if ended:
+                return status
+            time.sleep(0.02)
+        if (told.stat().st_size if told.exists() else 0) == size:
+            os.kill(child, signal.SIGKILL)
+            return os.waitpid(child, 0)[1]
 
 
 def main() -> None:
