@@ -698,6 +698,15 @@ class Run:
                 "in its prompts.jsonl: the run was changed by hand"
             )
 
+    def setting(self, name: str, kind: Any) -> Any:
+        """One of the run's settings, of the type ``kind``. Raises RunError where it has another, or none."""
+        settings = self.meta["settings"]
+        wrong = mistake(kind, settings[name]) if name in settings else "it is missing"
+        if wrong is not None:
+            where = f"{self.path / 'run.json'}: settings.{name}"
+            raise RunError(f"{where}: {wrong}; the file was changed by hand: put it back, or begin anew")
+        return settings[name]
+
     @property
     def adapter(self) -> Path:
         """Where a training leaves its adapter."""
@@ -736,7 +745,7 @@ def _wrong(name: str, record: Any) -> str | None:
         value = record.get(field, _MISSING)
         # To Python, true is an integer.
         if not isinstance(value, types) or (type(value) is bool and types is not bool):
-            return f"{field} is {'nothing' if value is _MISSING else f'{value!r:.40}'}"
+            return f"{field} is {'missing' if value is _MISSING else f'{value!r:.40}'}"
         if isinstance(value, _NUMBER) and not abs(value) < _LARGEST:
             return f"{field} is {value if isinstance(value, float) else 'a huge number'}"
         # A model may have said half a character; only names and words of ours must be whole.

@@ -28,6 +28,7 @@ from rewardlm.judges.results import read_results
 from rewardlm.judges.texts import load_labelled
 from rewardlm.labelling.folder import LabelFolder
 from rewardlm.measuring.imported import import_table
+from rewardlm.reporting.watch import training_view
 from rewardlm.runs import Run
 from rewardlm.scoring.lineage import Lineage, members
 from rewardlm.scoring.record import read_record, shipped_folder
@@ -267,6 +268,18 @@ def test_an_entry_of_run_json(tmp_path: Path, meta: dict[str, Any], said: str) -
     with pytest.raises(RunError) as found:
         Run.open(path)
     assert str(found.value).startswith(f"{path}/run.json: {said}; the file was changed by hand")
+
+
+@pytest.mark.parametrize(
+    ("settings", "said"),
+    [({"": ["lexical"]}, "it is missing"), ({"reward": 3}, "it is 3, expected a list"),
+     ({"reward": ["lexical", None]}, "1 is None, expected a text")],
+)  # fmt: skip
+def test_a_setting_that_a_page_shows_is_named(tmp_path: Path, settings: dict[str, Any], said: str) -> None:
+    path = run_of(tmp_path, kind="rlaf", settings={"model": "tiny", **settings})
+    with pytest.raises(RunError) as found:
+        training_view(Run.open(path))
+    assert str(found.value).startswith(f"{path}/run.json: settings.reward: {said}; the file was changed by hand")
 
 
 def test_what_a_newer_version_may_note_is_kept(tmp_path: Path) -> None:

@@ -104,7 +104,7 @@ def test_two_commands_never_write_at_once(tmp_path: Path) -> None:
     ("name", "change", "said"),
     [
         ("labels", {"item": "nobody", "labeller": "x", "label": 1, "at": "now"}, "unknown items: nobody"),
-        ("labels", {"item": "nobody"}, "labeller is nothing"),
+        ("labels", {"item": "nobody"}, "labeller is missing"),
         ("items", {"id": "z", "run": 7, "answer": 0, "shared": True, "prompt": "", "text": ""}, "classes.jsonl lacks"),
     ],
 )

@@ -57,7 +57,7 @@ class RunModel:
     @property
     def room(self) -> int:
         """How many tokens a prompt could have when it was measured."""
-        return self.policy.max_positions - int(self.run.meta["settings"]["max_new_tokens"])
+        return self.policy.max_positions - int(self.run.setting("max_new_tokens", int))
 
     @contextlib.contextmanager
     def on(self, *, merge: bool = False) -> Iterator[Any]:

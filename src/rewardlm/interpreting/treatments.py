@@ -38,7 +38,7 @@ def treatment_of(run: Run) -> Treatment | None:
     recorded = run.meta.get("treatment")
     if recorded is None or not recorded["strength"]:
         return None
-    path = found_in(run, run.meta["settings"]["steer"], "steer folder")
+    path = found_in(run, run.setting("steer", str), "steer folder")
     folder = read_steer_folder(path)
     if folder.record.hash != recorded["hash"]:
         raise RunError(

@@ -115,8 +115,7 @@ class LabelFolder:
                 for numbers in (one.classes, one.groups)
             ):
                 raise RunError(f"{path}/classes.jsonl has a class or group for {one.label} that is none: {_BY_HAND}")
-        if not isinstance(run.meta["settings"].get("question"), str):
-            raise RunError(f"{path}/run.json: settings.question is no text: {_BY_HAND}")
+        run.setting("question", str)
         if not items:
             raise RunError(f"{path} asks about no answers: begin it again with rewardlm label open RUN… --out {path}")
         if any(not 0 <= one.run < len(runs) or not 0 <= one.answer < len(runs[one.run].classes) for one in items):
@@ -133,7 +132,7 @@ class LabelFolder:
 
     @property
     def question(self) -> str:
-        return str(self.run.meta["settings"]["question"])
+        return str(self.run.setting("question", str))
 
     @property
     def guideline(self) -> str:

@@ -59,7 +59,7 @@ def load(run: Run) -> Interpretation:
 def looked_into(runs: Sequence[Run]) -> list[Path]:
     """The measurements that interpretations are about, each once, in their order."""
     # A stage of an experiment keeps paths relative to it.
-    paths = [run.path.absolute().parent.parent / path for run in runs for path in run.meta["settings"]["runs"]]
+    paths = [run.path.absolute().parent.parent / path for run in runs for path in run.setting("runs", list[str])]
     return list(dict.fromkeys(paths))
 
 

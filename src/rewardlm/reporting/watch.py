@@ -101,9 +101,9 @@ def _head(run: Run, metrics: Sequence[Mapping[str, Any]]) -> Text:
     what = named.get(meta["kind"]) or {"finetune": "fine-tuning"}.get(meta["kind"], meta["kind"])
     done = metrics[-1]["step"] if metrics else 0
     total = settings.get("steps") or (metrics[-1].get("steps") if metrics else None)
-    parts = [f"{what} of {plain(str(settings['model']))}", f"step {done}" + (f" of {total}" if total else "")]
+    parts = [f"{what} of {plain(run.setting('model', str))}", f"step {done}" + (f" of {total}" if total else "")]
     if meta["kind"] in named and settings.get("preferences") is None:
-        parts.append(f"reward {', '.join(map(plain, settings['reward']))}")
+        parts.append(f"reward {', '.join(map(plain, run.setting('reward', list[str])))}")
     recent = [line["seconds"] for line in metrics[-5:] if line.get("seconds")]
     if recent and run.meta.get("status") == "running":
         each = sum(recent) / len(recent)

@@ -8,12 +8,13 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from rewardlm.config import ChatSettings, GenerationSettings
+from rewardlm.config import ChatSettings, GenerationSettings, validate
 from rewardlm.data.chat import truncate_history
 from rewardlm.errors import RunError
 from rewardlm.models.architecture import architecture_of
@@ -61,7 +62,7 @@ class ScoredRun:
     @property
     def generation(self) -> GenerationSettings:
         """How the run's answers were drawn: strengths are chosen on answers drawn alike."""
-        return GenerationSettings.model_validate(self.run.meta["settings"]["generation"])
+        return validate(GenerationSettings, self.run.setting("generation", dict[str, Any]))
 
 
 def read_scored(
@@ -81,10 +82,11 @@ def read_scored(
     """
     run = Run.open(path, kind="measure")
     _refuse_other_model(run, policy, adapter_hash)
-    if ChatSettings.model_validate(run.meta["settings"]["chat"]) != chat:
+    answered = run.setting("chat", dict[str, Any])
+    if validate(ChatSettings, answered) != chat:
         raise RunError(
             f"{path} was answered with other chat settings than these, so its answers followed other texts: give the "
-            f"same ({run.meta['settings']['chat']})"
+            f"same ({answered})"
         )
     entry = judge_of(run, judge)
     labels = MainLabels()
