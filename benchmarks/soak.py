@@ -329,12 +329,14 @@ class Soak:
             (self.home / "clock").write_text(rng.choice(("-1d", "-40d", "+1h", "+3d", "+400d")))
         else:
             said = self.out / "said" / f"{found.number:04d}-twice.log"
+            before = len(said.read_text("utf-8").splitlines()) if said.exists() else 0
             code = self._end_of(self.start(self.command(found.command, False, self.disk / "run"), said), found)
+            lines = said.read_text("utf-8").splitlines()[before:]
             # It may have come when the first had ended; then there is nothing to do.
-            if code and not said.read_text("utf-8").splitlines()[-1].startswith("error: "):
+            if code and not (lines and lines[-1].startswith("error: ")):
                 found.wrong.append(f"the same command twice: exit {code}, and no line that says why")
             # A command whose run has finished, though its process hasn't, says no more than its title.
-            if code == 0 and len(said.read_text("utf-8").splitlines()) > 1:
+            if code == 0 and len(lines) > 1:
                 found.wrong.append("the same command twice at once: both ran")
 
     def _undo(self) -> None:
