@@ -11,9 +11,10 @@ import dataclasses
 import re
 import types
 from collections.abc import Callable, Collection, Mapping, Sequence
-from typing import Annotated, Any, Literal, Union, get_args, get_origin, get_type_hints, is_typeddict
+from typing import Annotated, Any, Literal, Union, get_args, get_origin, get_type_hints
 
 from pydantic import BaseModel
+from typing_extensions import is_typeddict
 
 # What a payload runs: a test looks for the canary. ``alert`` would be heard as a dialog, too.
 RUN = "window.canary=1"
