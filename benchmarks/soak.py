@@ -429,9 +429,11 @@ def _badly_ended(met: list[str], code: int, said: str, start: int) -> list[str]:
 
 
 def _growth(memory: list[tuple[float, float]]) -> dict[str, float]:
-    """Memory in megabytes, and by how much of it the trend grows after the first third."""
-    at, megabytes = np.array(memory).T
-    settled = at >= at[-1] / 3
+    """Memory in megabytes, and by how much of it the trend grows from the first third to the last tenth of the time, in
+    which a command reads its records once more. A process that has just ended has none.
+    """
+    at, megabytes = np.array([one for one in memory if one[1] > 0]).T
+    settled = (at >= at[-1] / 3) & (at <= at[-1] * 0.9)
     slope = np.polyfit(at[settled], megabytes[settled], 1)[0] if settled.sum() > 2 else 0.0
     growth = float(slope * (at[-1] - at[settled][0]) / megabytes[settled].mean())
     return {"first": float(megabytes[settled][0]), "last": float(megabytes[-1]), "growth": growth}
