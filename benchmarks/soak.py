@@ -60,7 +60,7 @@ COMMANDS = {
     "measure": (
         "measure tiny --prompts starter --samples {n} --max-new-tokens 16 --scorer lexical,soak_judge:score,endpoint "
         "similarity=false counter_narrative=null max_failed_share=0 --dtype float32 --seed 3 batch_tokens=4000",
-        (8, 80),
+        (8, 300),
     ),
     "finetune": (
         "finetune tiny --dialogues starter --limit 40 --epochs 999 max_steps={n} checkpoint_every=4 " + TRAIN,
@@ -470,7 +470,8 @@ def tables(rounds: list[Round], memory: dict[str, dict[str, float]]) -> Iterator
     yield "| process | memory after a third of the time | at the end | trend |"
     yield "|---|---|---|---|"
     for name, one in memory.items():
-        yield f"| {name} | {one['first']:,.0f} MB | {one['last']:,.0f} MB | {100 * one['growth']:+.1f} % |"
+        trend = f"{round(100 * one['growth'], 1) + 0.0:+.1f}".replace("-", "−")
+        yield f"| {name} | {one['first']:,.0f} MB | {one['last']:,.0f} MB | {trend} % |"
 
 
 def main() -> None:
