@@ -107,7 +107,8 @@ def _all(checks: Mapping[str, Iterable[Check]]) -> None:
             except RewardLMError as error:
                 for sentence in error.problems or (error.summary,):
                     sections = wrong.setdefault(sentence, (error, []))[1]
-                    sections += [section] if section not in sections else []
+                    if section not in sections:
+                        sections.append(section)
     if not wrong:
         return
     first = next(iter(wrong.values()))[0]

@@ -43,7 +43,7 @@ def mistake(kind: Any, value: object) -> str | None:
 
 
 def shown(value: object) -> str:
-    """A value on one line, and short."""
+    """A value as an error message shows it: on one line, and short."""
     text = repr(value)
     return text if len(text) <= 60 else text[:59] + "…"
 

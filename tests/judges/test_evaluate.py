@@ -15,8 +15,8 @@ from sklearn.metrics import roc_auc_score
 from fake_service import FakeService, Reply, chatted
 from rewardlm.errors import ConfigError, RunError, ScorerError, ServiceError
 from rewardlm.judges import evaluate as module
-from rewardlm.judges.evaluate import choose_label, evaluate, measure_speed, score_suite, stored
-from rewardlm.judges.results import compare_judges, measure_judge
+from rewardlm.judges.evaluate import choose_label, evaluate, measure_speed, score_suite
+from rewardlm.judges.results import compare_judges, measure_judge, read_results
 from rewardlm.judges.settings import JudgeEvaluateSettings
 from rewardlm.judges.suites import COUNTER, HATE_TURN, Suite, SuiteText, load_suite
 from rewardlm.runs import Run
@@ -273,12 +273,12 @@ def test_a_run_holds_what_was_returned_and_no_texts(own: Path, tmp_path: Path) -
     assert len(found["confusion"]) == 1
     run = Run.open(out, kind="judge-evaluation")
     assert run.finished
-    assert stored(run) == json.loads(json.dumps(found))
+    assert read_results(run) == json.loads(json.dumps(found))
     assert len(list(run.read("scores"))) == 80
     for file in out.iterdir():
         assert "idiot" not in file.read_text()
     without = evaluate(settings(own, judge="lexical,lexical2"))
-    assert json.loads(json.dumps(without)) == stored(run)
+    assert json.loads(json.dumps(without)) == read_results(run)
 
 
 def test_a_finished_run_is_only_read(own: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

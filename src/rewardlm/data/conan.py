@@ -13,10 +13,11 @@ from pathlib import Path
 from typing import Literal
 
 from rewardlm.config import cache_folder
-from rewardlm.data.files import Ids, Row, columns, read_csv, read_json, shown
+from rewardlm.data.files import Ids, Row, columns, read_csv, read_json
 from rewardlm.data.lines import text_lines
 from rewardlm.errors import DataError
 from rewardlm.runs import write_atomically
+from rewardlm.typed import shown
 from rewardlm.types import Dialogue, DialogueSet, Message
 
 # The commit is pinned, so that the file can't change under the hash. Its licence ("research purposes and

@@ -18,20 +18,9 @@ from pathlib import Path
 from typing import Any, Literal, get_args
 
 from rewardlm.data import conan
-from rewardlm.data.files import (
-    HUB_ID,
-    TABLES,
-    Ids,
-    Row,
-    column,
-    columns,
-    headless,
-    hub_rows,
-    read_jsonl,
-    read_table,
-    shown,
-)
+from rewardlm.data.files import HUB_ID, TABLES, Ids, Row, column, columns, headless, hub_rows, read_jsonl, read_table
 from rewardlm.errors import ConfigError, DataError
+from rewardlm.typed import shown
 from rewardlm.types import Dialogue, DialogueSet, Message
 
 Split = Literal["train", "validation"]

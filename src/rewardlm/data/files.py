@@ -19,6 +19,7 @@ from typing import Any, NoReturn
 from rewardlm import hub
 from rewardlm.data.lines import text_lines, whole_lines
 from rewardlm.errors import DataError
+from rewardlm.typed import shown
 from rewardlm.types import is_text
 
 # Files that hold a table, one row per prompt or dialogue.
@@ -58,12 +59,6 @@ class Row:
         if not isinstance(value, str):
             raise DataError(f"{self.where}: {key!r} is {shown(value)}; expected a text")
         return value
-
-
-def shown(value: object) -> str:
-    """A value as an error message shows it: on one line, and short."""
-    text = repr(value)
-    return text if len(text) <= 60 else text[:59] + "…"
 
 
 def columns(names: object) -> str:

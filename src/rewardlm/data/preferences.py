@@ -12,8 +12,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from rewardlm.data.files import TABLES, Row, columns, read_table, shown
+from rewardlm.data.files import TABLES, Row, columns, read_table
 from rewardlm.errors import DataError
+from rewardlm.typed import shown
 from rewardlm.types import Message
 
 EXPECTED = "prompt, chosen and rejected (or prompt, completion and label)"

@@ -35,10 +35,10 @@ from rewardlm.data.files import (
     read_jsonl,
     read_table,
     read_txt,
-    shown,
 )
 from rewardlm.data.split import PARTS, Part, part_of
 from rewardlm.errors import ConfigError, DataError
+from rewardlm.typed import shown
 from rewardlm.types import Dialogue, Message, Prompt
 
 SUBSETS = ("all", "challenging", "toxic", "nontoxic", "toxic_pairs")

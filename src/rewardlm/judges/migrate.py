@@ -16,7 +16,7 @@ from typing import TypedDict
 import numpy as np
 from numpy.typing import NDArray
 
-from rewardlm.data.files import TABLES, column, columns, headless, probability, read_table, shown
+from rewardlm.data.files import TABLES, column, columns, headless, probability, read_table
 from rewardlm.errors import DataError
 from rewardlm.judges.cuts import Cut, cut_at_precision, cut_at_share, fit_map, map_held_out
 from rewardlm.judges.metrics import Bin, auc, confusion, reliability, spearman, spearman_interval95
@@ -36,6 +36,7 @@ from rewardlm.scoring.thresholds import (
 )
 from rewardlm.scoring.versions import version_of
 from rewardlm.stats import BoolArray, FloatArray, bootstrap, mean_ci95
+from rewardlm.typed import shown
 from rewardlm.types import Verdict
 
 Interval = tuple[float, float]

@@ -7,9 +7,10 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-from rewardlm.data.files import Row, columns, read_csv, read_jsonl, shown
+from rewardlm.data.files import Row, columns, read_csv, read_jsonl
 from rewardlm.errors import DataError
 from rewardlm.scoring.record import Source
+from rewardlm.typed import shown
 
 _EXPECTED = "'chosen' (the less toxic text) and 'rejected'"
 

@@ -22,12 +22,13 @@ import numpy as np
 from rewardlm.config import cache_folder, data_folder
 from rewardlm.data.conan import is_dialogue_header
 from rewardlm.data.dialogues import load_dialogues, normalised
-from rewardlm.data.files import Row, columns, hub_rows, probability, read_csv, read_jsonl, shown
+from rewardlm.data.files import Row, columns, hub_rows, probability, read_csv, read_jsonl
 from rewardlm.data.prompts import RTP_HUB_ID
 from rewardlm.errors import DataError
 from rewardlm.judges.texts import FILES, LABELS, load_labelled
 from rewardlm.runs import write_atomically
 from rewardlm.stats import FloatArray
+from rewardlm.typed import shown
 
 HATECHECK_HUB_ID = "Paul/hatecheck"
 NAMED = {

@@ -20,11 +20,12 @@ from typing import Any
 
 from rewardlm.config import data_folder
 from rewardlm.data.dialogues import load_dialogues
-from rewardlm.data.files import Row, columns, probability, read_csv, read_json, read_jsonl, shown
+from rewardlm.data.files import Row, columns, probability, read_csv, read_json, read_jsonl
 from rewardlm.data.prompts import load_prompts, packaged_rtp_files
 from rewardlm.data.split import Share, is_for_calibration, is_held_out, part_of, share_of, wording
 from rewardlm.errors import DataError
 from rewardlm.judges.pair_data import own_exchanges, own_pairs
+from rewardlm.typed import shown
 
 LABELS = (
     "toxicity",

@@ -10,6 +10,7 @@ from typing import Annotated, Any
 from fastapi import FastAPI, HTTPException, Query, Request, Response
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field
 
+from rewardlm.config import LabelSettings
 from rewardlm.errors import DataError, DiskFullError
 from rewardlm.labelling.folder import LabelFolder, labeller_name
 from rewardlm.labelling.session import Session
@@ -17,6 +18,8 @@ from rewardlm.listening import NO_TELEMETRY
 from rewardlm.local_page import PAGE_POLICY, Guard, json_answer, page_file
 
 # The page's files by name: content type and package. No other file can be asked for.
+# Of folders that were begun before there was the setting.
+_BREAK_EVERY = LabelSettings.model_fields["break_every"].default
 _ASSETS = {
     "label.html": ("text/html", "labelling/page"),
     "label.css": ("text/css", "labelling/page"),
@@ -82,7 +85,7 @@ def make_app(folder: LabelFolder, *, host: str = "127.0.0.1") -> Guard:
             {
                 "question": folder.question,
                 "guideline": folder.guideline,
-                "break_every": folder.run.meta["settings"].get("break_every", 50),
+                "break_every": folder.run.meta["settings"].get("break_every", _BREAK_EVERY),
             },
         )
 

@@ -12,6 +12,7 @@ import hashlib
 import json
 from collections import Counter
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Any, cast, get_args
 
@@ -307,14 +308,11 @@ def _exported_prompt(where: str, row: Mapping[str, Any], source: str) -> Prompt:
 
 
 def _whole(where: str, column: str, row: Mapping[str, Any]) -> int:
-    cell = row.get(column)
-    try:
-        number = 2**63 if cell is None or isinstance(cell, bool | float) else int(cell)
-    except (TypeError, ValueError):
-        number = 2**63
-    if not -(2**63) <= number < 2**63:
-        raise DataError(f"{where}: column {column!r:.60} must be a whole number, got {cell!r:.60}")
-    return number
+    cell: Any = row.get(column)
+    with suppress(TypeError, ValueError):
+        if not isinstance(cell, bool | float) and -(2**63) <= int(cell) < 2**63:
+            return int(cell)
+    raise DataError(f"{where}: column {column!r:.60} must be a whole number, got {cell!r:.60}")
 
 
 def _columns(path: Path, first_row: Mapping[str, Any], mapping: Mapping[str, str]) -> dict[str, str]:
