@@ -1086,10 +1086,10 @@ def _evaluation(folder: Path, _: Path) -> None:
 
 
 def _use_evaluation(folder: Path) -> None:
-    from rewardlm.judges.evaluate import stored
+    from rewardlm.judges.results import read_results
     from rewardlm.runs import Run
 
-    json.dumps(stored(Run.open(folder / "judged")))
+    json.dumps(read_results(Run.open(folder / "judged")))
 
 
 def _experiment(folder: Path, runs: Path) -> None:
