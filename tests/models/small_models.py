@@ -16,6 +16,7 @@ from transformers import (
     MistralConfig,
     OPTConfig,
     Qwen2Config,
+    Qwen3Config,
 )
 
 from rewardlm.config import ChatSettings, LoraSettings, ModelSettings
@@ -76,6 +77,7 @@ CONFIGS: dict[str, Any] = {
     ),
     "mistral_sliding": lambda: MistralConfig(**_LLAMA_LIKE, sliding_window=16, head_dim=8),
     "qwen2": lambda: Qwen2Config(**_LLAMA_LIKE),
+    "qwen3": lambda: Qwen3Config(**_LLAMA_LIKE, head_dim=8),
     "gemma": lambda: GemmaConfig(**_LLAMA_LIKE, head_dim=8),
 }
 

@@ -414,7 +414,7 @@ def _tensor_names(weights: Path) -> list[str]:
         with safe_open(weights, framework="pt") as file:
             return list(file.keys())
     except Exception as error:  # safetensors raises its own, undocumented types.
-        raise ModelError(f"{weights} is damaged: {error}") from error
+        raise ModelError(f"{weights} is damaged: {' '.join(str(error).split())[:200]}") from error
 
 
 def _check_finite(weights: Path) -> None:
