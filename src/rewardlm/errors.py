@@ -3,7 +3,11 @@
 The command line prints the message and exits with ``exit_code``; a traceback is for bugs only.
 """
 
+import re
 from collections.abc import Iterable, Sequence
+
+# Letters of a word that a message shows: what a stranger's file holds may be endless.
+_LONGEST_WORD, _SHOWN = 400, 100
 
 
 def did_you_mean(typed: str, known: Iterable[str], *, first: bool = False) -> str:
@@ -32,8 +36,8 @@ class RewardLMError(Exception):
 
     @property
     def summary(self) -> str:
-        """The one line that the error output ends with, also where a name in it holds line ends."""
-        return " ".join(str(self.args[0]).splitlines()) if self.args else ""
+        """The one line that the error output ends with, also where a name in it holds line ends or is endless."""
+        return _short(" ".join(str(self.args[0]).splitlines())) if self.args else ""
 
     @classmethod
     def of(cls, problems: Sequence[str], summary: str) -> "RewardLMError":
@@ -41,11 +45,15 @@ class RewardLMError(Exception):
         if len(problems) == 1:
             return cls(problems[0])
         error = cls(summary.format(len(problems)))
-        error.problems = tuple(problems)
+        error.problems = tuple(map(_short, problems))
         return error
 
     def __str__(self) -> str:
         return f"{self.summary}: {'; '.join(self.problems)}" if self.problems else self.summary
+
+
+def _short(text: str) -> str:
+    return re.sub(rf"\S{{{_LONGEST_WORD},}}", lambda word: f"{word[0][:_SHOWN]}…", text)
 
 
 class ConfigError(RewardLMError):

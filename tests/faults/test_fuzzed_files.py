@@ -451,6 +451,10 @@ def test_a_folder_of_labels(labels: Path, name: str, change: dict[str, Any], sai
         ({"distilled": [{"label": "a", "revision": None}]}, "distilled.0.judge is missing"),
         ({"metrics": {"rtp": [{}]}}, "metrics: rtp is [{}], expected an object"),
         ({"limits": "none"}, "limits is 'none', expected a list"),
+        (
+            {"problem_type": "x" * 20_000},
+            f"problem_type is '{'x' * 99}… expected multi_label_classification or single_label_classification",
+        ),
     ],
     ids=lambda one: next(iter(one)) if isinstance(one, dict) else "",
 )
@@ -527,3 +531,6 @@ def test_a_setting_with_an_endless_name(tmp_path: Path) -> None:
 
 def test_an_error_is_one_line_whatever_name_is_in_it() -> None:
     assert str(RewardLMError("a\nb\r\nc\u2028d")) == "a b c d"
+    assert str(RewardLMError(f"/a/b: {'x' * 9999} is no number")) == f"/a/b: {'x' * 100}… is no number"
+    many = RewardLMError.of([f"{letter * 9999}: unknown" for letter in "ab"], "{} settings are wrong")
+    assert str(many) == f"2 settings are wrong: {'a' * 100}… unknown; {'b' * 100}… unknown"

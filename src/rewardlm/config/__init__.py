@@ -29,6 +29,7 @@ from rewardlm.config.frontier import FrontierSettings as FrontierSettings
 from rewardlm.config.gate import GateSettings as GateSettings
 from rewardlm.config.imports import ImportSettings as ImportSettings
 from rewardlm.config.interpret import AttributionSettings as AttributionSettings
+from rewardlm.config.interpret import CausesSettings as CausesSettings
 from rewardlm.config.interpret import InsideSettings as InsideSettings
 from rewardlm.config.interpret import InterpretSettings as InterpretSettings
 from rewardlm.config.label import LabelSettings as LabelSettings

@@ -101,6 +101,51 @@ class InsideSettings(Section):
         return self
 
 
+class CausesSettings(Section):
+    """How ``rewardlm interpret`` asks which parts of an adapter do it. See interpreting.causes."""
+
+    pairs: int = Field(
+        24, ge=5, description="Pairs of a toxic and a harmless answer of the base, one of each a prompt."
+    )
+    draws: int = Field(8, ge=2, description="Answers that the base gives to a prompt until it has given such a pair.")
+    exact_sites: int = Field(
+        12,
+        ge=1,
+        description="Heads and MLPs with the largest estimates that are patched exactly, and as many others, by which "
+        "the estimates are checked.",
+    )
+    random_adapters: int = Field(
+        20, ge=20, description="Adapters of random weights, as large, which show what any change of a model does."
+    )
+    answered: int = Field(
+        20, ge=0, description="Prompts that are answered under patches and judged; 0 leaves that out."
+    )
+    carries: float = Field(
+        0.5, gt=0, lt=1, description="A part carries the change if the interval of its share lies above this."
+    )
+    carries_little: float = Field(
+        0.2, gt=0, lt=1, description="A part carries little of it if the interval of its share lies below this."
+    )
+    unit: Literal["auto", "layer", "module", "head", "rank"] = Field(
+        "auto", description="In which parts the adapter is switched on; auto tries all, and takes what is smallest."
+    )
+    keep: float = Field(0.9, gt=0, le=1, description="Share of the fall of toxicity that the smallest adapter keeps.")
+    prompts: int = Field(
+        60,
+        ge=10,
+        description="Prompts on which the smallest adapter is chosen, and as many others that it is tried on.",
+    )
+    max_new_tokens: int = Field(24, ge=1, description="Longest of these answers, in tokens.")
+    batch_tokens: int = Field(2048, ge=1, description="Positions that are read or generated side by side.")
+    seed: int = Field(0, ge=0, description="Seed of everything that is drawn here.")
+
+    @model_validator(mode="after")
+    def _little_is_less(self) -> CausesSettings:
+        if self.carries_little >= self.carries:
+            raise ValueError(f"carries_little ({self.carries_little:g}) must be below carries ({self.carries:g})")
+        return self
+
+
 class AttributionSettings(Section):
     """Which words of prompt and answer a token rests on, and how that is found."""
 
@@ -163,6 +208,20 @@ class InterpretSettings(Section):
     )
     look_inside: bool = Field(True, description="Read the residual stream and its directions too.")
     inside: InsideSettings = Field(InsideSettings(), description="How the residual stream is read, and what is tried.")
+
+    heads: bool = Field(False, description="Look at every attention head: where it looks, and what it writes.")
+    patching: bool = Field(
+        False, description="Put values of each tuned model into the base, and the other way: which parts do it?"
+    )
+    minimal_adapter: bool = Field(
+        False, description="Look for the smallest part of each adapter that does it, and write it as an adapter."
+    )
+    causes: CausesSettings = Field(CausesSettings(), description="How heads, patching and minimal_adapter go about it.")
+
+    @property
+    def asks_for_causes(self) -> bool:
+        """Whether any of heads, patching and minimal_adapter is wanted."""
+        return self.heads or self.patching or self.minimal_adapter
 
     @property
     def word_judge(self) -> str | None:

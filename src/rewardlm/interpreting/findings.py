@@ -657,6 +657,72 @@ class Inside(Stored):
     notes: list[str]
 
 
+class PatchedSite(Stored):
+    """A head, an MLP or the stream before a layer: what the tuned model's value there does to the base.
+
+    ``effect`` is how far the base's preference for harmless answers rises, nats a token, its mean over prompts: by
+    exact patching where ``exact``, else estimated from a gradient, as ``estimate`` is for all. ``own`` is the same with
+    what the adapter does there by itself. ``p_adjusted`` is corrected for all sites; ``p_random`` says how many adapters
+    of random weights have a site with as large an estimate. What passes both is ``claimed`` (of ``effect``), or an
+    ``origin`` (of ``own``). ``out_of`` is how far the tuned model's preference falls with the base's value.
+    ``by_position`` splits the estimate of ``own`` (of a stream: of ``effect``). ``placebo`` is the estimate on pairs of
+    two harmless answers."""
+
+    site: str
+    kind: Literal["head", "mlp", "stream"]
+    layer: int
+    head: int | None
+    effect: float | None
+    ci95: tuple[float, float] | None
+    p_value: float | None
+    p_adjusted: float | None
+    p_random: float | None
+    claimed: bool
+    own: float | None
+    own_ci95: tuple[float, float] | None
+    own_p_adjusted: float | None
+    own_p_random: float | None
+    origin: bool
+    exact: bool
+    estimate: float
+    out_of: float | None
+    placebo: float | None
+    by_position: dict[str, float]
+
+
+class PatchedAnswers(Stored):
+    """New answers of a model (``into``) that has the other's values at ``sites`` while it answers, judged.
+
+    ``change`` is against the same model without a patch."""
+
+    into: str
+    sites: list[str]
+    toxicity: float | None
+    toxic_fraction: float | None
+    change: Estimate | None
+
+
+class PatchingFacts(Stored):
+    """On what ``PatchedSite`` rests: the preference of both models, how well estimates rank what exact patching finds
+    (Spearman, heads and MLPs), the largest estimate in any random adapter, and what is claimed. ``placebo_claimed`` is
+    how many sites would be on placebo pairs."""
+
+    pairs: int
+    before: float
+    after: float
+    change: Estimate
+    sites: int
+    exact_sites: int
+    rank_correlation: float | None
+    random_adapters: int
+    largest_random: float | None
+    origins: list[str]
+    claimed: list[str]
+    placebo_pairs: int
+    placebo_claimed: int | None
+    answers: list[PatchedAnswers] = []
+
+
 class ColouredReading(Stored):
     """What the explained tokens of an answer rest on, by one model. ``shares`` [K] has a list a token: the share of
     every word before it. None is a token that was refused."""

@@ -77,9 +77,7 @@ def whole_weight(module: Any) -> Tensor:
 
 
 @torch.no_grad()
-def attention_pattern(
-    causal_lm: Any, layer: int, weights: HeadWeights, x: Tensor, call: Mapping[str, Any]
-) -> Tensor:
+def attention_pattern(causal_lm: Any, layer: int, weights: HeadWeights, x: Tensor, call: Mapping[str, Any]) -> Tensor:
     """How much every position attends to which, Float[B, H, T, T], by the weights alone.
 
     ``x`` Float[B, T, M] is what the attention of ``layer`` read, and ``call`` with what else it was called: rotations,

@@ -1,0 +1,367 @@
+"""Where an adapter works, and through which heads and MLPs: values of the tuned model put into the base, and back.
+
+Two questions, and for each a value that the base gets at a site:
+
+* **origin**: what the site writes if the adapter is on there alone, and everything before it is the base's. To patch
+  that is to switch on the adapter of this head or MLP.
+* **effect**: what it writes in the tuned model, where it also answers to all that the adapter did before. A site can
+  pass on much without any adapter of its own.
+
+**Exact patching** runs a pass a site. **Attribution patching** (Nanda 2023; Syed, Rager & Conmy 2023) estimates all of
+them from one gradient: with a what the base has, a' what it gets, and E the preference of ``pairs``,
+
+    estimate = Σ_positions (a' − a) · ∂E/∂a      at the base
+
+It says where to look: only what was patched exactly can be claimed. And a claim must pass two tests. Over prompts: the
+interval excludes zero, with p corrected for all sites (Holm). And against adapters of random weights, each module as
+large (``interventions.random_adapter``): its estimate must be beyond that of every site in all ``random_adapters``. Any
+change of a model has consistent effects somewhere, so the first test alone would find something in each of them.
+"""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from rewardlm.config import CausesSettings
+from rewardlm.interpreting.causes.pairs import POSITION_KINDS, JudgedPair, PairBatch, pair_batches
+from rewardlm.interpreting.causes.sites import (
+    Patch,
+    Recorded,
+    Site,
+    by_itself,
+    record,
+    sites_of,
+    with_patch,
+    with_stream,
+)
+from rewardlm.interpreting.findings import Estimate, PatchedSite, PatchingFacts
+from rewardlm.interpreting.intervals import FEWEST, adjust, shown
+from rewardlm.interpreting.mechanistic.interventions import random_adapter
+from rewardlm.models.architecture import architecture_of
+from rewardlm.models.load import Policy
+from rewardlm.models.lora import using
+from rewardlm.stats import LEVEL, FloatArray, mean_change, rank_p_value
+
+# A corrected p of .05 over some hundred sites needs raw ones of 1e-4.
+_FLIPS = 50_000
+Say = Callable[[str], None]
+
+
+@dataclass(frozen=True)
+class Effects:
+    """Estimates Float[N pairs, S sites, 4 kinds of position]: of what the sites pass on, and of the adapter's own doing
+    there (0 for the stream, where no adapter is)."""
+
+    sites: list[Site]
+    through: FloatArray
+    own: FloatArray
+
+
+def site_effects(
+    policy: Policy,
+    pairs: Sequence[JudgedPair],
+    adapters: Sequence[Callable[[], AbstractContextManager[None]]],
+    batch_tokens: int,
+) -> list[Effects]:
+    """Attribution patching into the base, of several tuned models at once: the gradient is the base's for all.
+
+    ``adapters`` switch a model on, each as a context manager.
+    """
+    causal_lm = policy.causal_lm
+    arch = architecture_of(causal_lm)
+    sites = sites_of(causal_lm)
+    shape = (len(pairs), len(sites), len(POSITION_KINDS))
+    found = [Effects(sites, np.zeros(shape), np.zeros(shape)) for _ in adapters]
+    n = len(arch.layers)
+    for piece in pair_batches(pairs, policy.device, batch_tokens):
+        with using(policy, None):
+            base = record(causal_lm, piece.batch, gradients=True)
+            inputs = [*base.attention, *base.mlp, *base.stream[1:]]
+            at = torch.autograd.grad(piece.preference(base.logprobs).sum(), inputs)
+        for one, on in zip(found, adapters, strict=True):
+            with on():
+                for values, donor in (
+                    (one.through, record(causal_lm, piece.batch)),
+                    (one.own, by_itself(causal_lm, base)),
+                ):
+                    columns: list[Tensor] = []
+                    for layer in range(n):
+                        columns += _estimates(base, donor, layer, at[layer], at[n + layer], at[2 * n + layer], piece)
+                    # Each pair's two texts together: the gradient has the toxic one's sign already.
+                    both = torch.stack(columns, 1).unflatten(0, (2, -1)).sum(0)
+                    values[piece.rows] = both.double().cpu().numpy()
+    return found
+
+
+@torch.no_grad()
+def _estimates(
+    base: Recorded,
+    donor: Recorded,
+    layer: int,
+    at_attention: Tensor,
+    at_mlp: Tensor,
+    at_stream: Tensor,
+    piece: PairBatch,
+) -> Iterator[Tensor]:
+    """Of each site of a layer, Float[2P, 4]: what its change is worth, by kind of position."""
+    shape = piece.batch.tokens.shape
+    at_attention, at_mlp = at_attention.reshape(*shape, -1), at_mlp.reshape(*shape, -1)
+
+    def summed(by_position: Tensor) -> Tensor:
+        return torch.einsum("bt,btk->bk", by_position.float(), piece.kinds)
+
+    # (z'·W_O' − z·W_O)·g, a head at a time, without forming what it writes.
+    now, was = (
+        torch.einsum("bthd,hdm,btm->bth", one.z[layer].float(), one.out[layer], at_attention.float())
+        for one in (donor, base)
+    )
+    yield from (summed(one) for one in (now - was).unbind(-1))
+    change = (donor.mlp[layer] - base.mlp[layer]).reshape(*shape, -1)
+    yield summed((change * at_mlp).sum(-1))
+    moved = donor.stream[layer + 1] - base.stream[layer + 1] if donor.stream else torch.zeros_like(at_stream)
+    yield summed((moved * at_stream).sum(-1))
+
+
+@dataclass(frozen=True)
+class Exact:
+    """Effects Float[N pairs, S sites] by exact patching. ``into`` the base: how far E rises with the tuned model's
+    value. ``own``: with what the adapter does at the site by itself. ``out_of`` the tuned model: how far E falls with
+    the base's value. ``before`` and ``after`` Float[N] are E of both models.
+    """
+
+    into: FloatArray
+    own: FloatArray
+    out_of: FloatArray
+    before: FloatArray
+    after: FloatArray
+
+
+@torch.no_grad()
+def exact_effects(
+    policy: Policy,
+    pairs: Sequence[JudgedPair],
+    adapter: str,
+    sites: Sequence[Site],
+    batch_tokens: int,
+    *,
+    say: Say | None = None,
+) -> Exact:
+    """Every site of ``sites`` patched by itself, in both directions."""
+    causal_lm = policy.causal_lm
+    into, own, out_of = (np.zeros((len(pairs), len(sites))) for _ in range(3))
+    before, after = np.zeros(len(pairs)), np.zeros(len(pairs))
+    for piece in pair_batches(pairs, policy.device, batch_tokens):
+
+        def numbers(logprobs: Tensor, piece: PairBatch = piece) -> FloatArray:
+            return piece.preference(logprobs).double().cpu().numpy()
+
+        with using(policy, None):
+            base = record(causal_lm, piece.batch)
+        with using(policy, adapter):
+            tuned = record(causal_lm, piece.batch)
+            alone = by_itself(causal_lm, base)
+        before[piece.rows], after[piece.rows] = numbers(base.logprobs), numbers(tuned.logprobs)
+        for receiver, donor, name, found, sign in (
+            (base, tuned, None, into, 1.0),
+            (base, alone, None, own, 1.0),
+            (tuned, base, adapter, out_of, -1.0),
+        ):
+            with using(policy, name):
+                for column, site in enumerate(sites):
+                    if site.kind == "stream" and donor is alone:
+                        continue
+                    if say is not None:
+                        say(site.name)
+                    logprobs = (
+                        with_stream(causal_lm, piece.batch, receiver, donor, site.layer, None)
+                        if site.kind == "stream"
+                        else with_patch(causal_lm, piece.batch, receiver, Patch.of(donor, [site]))
+                    )
+                    found[piece.rows, column] = sign * numbers(logprobs - receiver.logprobs)
+    return Exact(into, own, out_of, before, after)
+
+
+def patch_sites(
+    policy: Policy,
+    adapter: str,
+    pairs: Sequence[JudgedPair],
+    placebo: Sequence[JudgedPair],
+    settings: CausesSettings,
+    *,
+    say: Say | None = None,
+) -> tuple[list[PatchedSite], PatchingFacts]:
+    """Every head, MLP and stream of one tuned model: estimates of all, exact effects of those that matter most and of
+    some others, and what may be claimed.
+    """
+
+    def tell(what: str) -> None:
+        if say is not None:
+            say(what)
+
+    tell("the gradient at all sites")
+    estimated, *random = site_effects(
+        policy,
+        pairs,
+        [
+            lambda: using(policy, adapter),
+            *(
+                _as_random(policy, adapter, seed)
+                for seed in range(settings.seed, settings.seed + settings.random_adapters)
+            ),
+        ],
+        settings.batch_tokens,
+    )
+    sites = estimated.sites
+    through, own = estimated.through.sum(-1), estimated.own.sum(-1)
+    chosen = sites_to_patch(sites, through.mean(0), own.mean(0), settings.exact_sites)
+    exact = exact_effects(policy, pairs, adapter, [sites[at] for at in chosen], settings.batch_tokens, say=tell)
+    of_placebo = np.zeros((0, len(sites)))
+    if placebo:
+        tell("placebo pairs")
+        (on_placebo,) = site_effects(policy, placebo, [lambda: using(policy, adapter)], settings.batch_tokens)
+        of_placebo = on_placebo.through.sum(-1)
+    place_of = {at: place for place, at in enumerate(chosen)}
+    of_site, of_own = (
+        [_estimate(known[:, place_of[at]] if at in place_of else guessed[:, at], settings) for at in range(len(sites))]
+        for known, guessed in ((exact.into, through), (exact.own, own))
+    )
+    is_stream = np.array([site.kind == "stream" for site in sites])
+    adjust(of_site)
+    adjust([one for one, stream in zip(of_own, is_stream, strict=True) if not stream])
+    chance = {
+        True: [_largest(one.through, is_stream) for one in random],
+        False: [_largest(one.through, ~is_stream) for one in random],
+    }
+    own_chance = [_largest(one.own, ~is_stream) for one in random]
+    rows = []
+    for at, site in enumerate(sites):
+        known, stream = at in place_of, site.kind == "stream"
+        p_random = _rank(float(through[:, at].mean()), chance[stream])
+        own_p_random = None if stream else _rank(float(own[:, at].mean()), own_chance)
+        rows.append(
+            PatchedSite(
+                site=site.name,
+                kind=site.kind,
+                layer=site.layer,
+                head=site.head if site.kind == "head" else None,
+                effect=of_site[at].mean,
+                ci95=of_site[at].ci95,
+                p_value=of_site[at].p_value,
+                p_adjusted=of_site[at].p_adjusted,
+                p_random=p_random,
+                claimed=known and _passes(of_site[at], p_random),
+                own=None if stream else of_own[at].mean,
+                own_ci95=None if stream else of_own[at].ci95,
+                own_p_adjusted=None if stream else of_own[at].p_adjusted,
+                own_p_random=own_p_random,
+                origin=known and not stream and _passes(of_own[at], own_p_random),
+                exact=known,
+                estimate=float(through[:, at].mean()),
+                out_of=float(exact.out_of[:, place_of[at]].mean()) if known else None,
+                placebo=float(of_placebo[:, at].mean()) if len(of_placebo) else None,
+                by_position=_by_kind(estimated.own[:, at] if not stream else estimated.through[:, at]),
+            )
+        )
+    return rows, _facts(rows, exact, through, chosen, chance[False], of_placebo, len(pairs), settings)
+
+
+def _by_kind(values: FloatArray) -> dict[str, float]:
+    return dict(zip(POSITION_KINDS, values.mean(0).tolist(), strict=True))
+
+
+def _largest(values: FloatArray, which: NDArray[np.bool_]) -> float:
+    """The largest mean effect of these sites in a model, up to its sign; ``values`` Float[N, S, 4]."""
+    return float(np.abs(values.sum(-1).mean(0)[which]).max())
+
+
+def _rank(mean: float, by_chance: Sequence[float]) -> float | None:
+    return rank_p_value(abs(mean), by_chance) if by_chance else None
+
+
+def _as_random(policy: Policy, adapter: str, seed: int) -> Callable[[], AbstractContextManager[None]]:
+    """Switches an adapter of random weights on, as large as ``adapter`` module by module."""
+
+    @contextlib.contextmanager
+    def on() -> Iterator[None]:
+        with using(policy, adapter), random_adapter(policy, adapter, seed):
+            yield
+
+    return on
+
+
+def sites_to_patch(sites: Sequence[Site], through: FloatArray, own: FloatArray, number: int) -> list[int]:
+    """Which sites are patched exactly: the ``number`` heads and MLPs with the largest estimates of either kind, as many
+    others evenly spread over the rest, by which the estimates are checked, and every fourth stream, the last among
+    them. ``through`` and ``own`` Float[S] are mean estimates.
+    """
+    writes = [at for at, site in enumerate(sites) if site.kind != "stream"]
+    first = {at for means in (through, own) for at in sorted(writes, key=lambda at: -abs(float(means[at])))[:number]}
+    rest = [at for at in sorted(writes, key=lambda at: -abs(float(through[at]))) if at not in first]
+    spread = {round(at) for at in np.linspace(0, len(rest) - 1, min(number, len(rest)))} if rest else set()
+    streams = [at for at, site in enumerate(sites) if site.kind == "stream"]
+    return sorted([*first, *(rest[at] for at in spread), *streams[::-4]])
+
+
+def _estimate(effects: FloatArray, settings: CausesSettings) -> Estimate:
+    found = mean_change(effects, n_flips=_FLIPS, seed=settings.seed)
+    enough = found.prompts >= FEWEST
+    return Estimate(
+        mean=found.mean, ci95=found.ci95 if enough else None, p_value=found.p_value if enough else None, n=found.prompts
+    )
+
+
+def _passes(effect: Estimate, p_random: float | None) -> bool:
+    """Beyond chance over prompts, corrected, and beyond every random adapter's largest site."""
+    beyond = p_random is not None and p_random <= LEVEL
+    return beyond and (shown(effect, 1) or shown(effect, -1))
+
+
+def _facts(
+    rows: Sequence[PatchedSite],
+    exact: Exact,
+    estimates: FloatArray,
+    chosen: Sequence[int],
+    chance: Sequence[float],
+    of_placebo: FloatArray,
+    pairs: int,
+    settings: CausesSettings,
+) -> PatchingFacts:
+    from scipy.stats import spearmanr
+
+    writes = [place for place, at in enumerate(chosen) if rows[at].kind != "stream"]
+    by_estimate = [float(estimates[:, chosen[place]].mean()) for place in writes]
+    by_exact = [float(exact.into[:, place].mean()) for place in writes]
+    known = len(writes) > 2 and len(set(by_exact)) > 1 and len(set(by_estimate)) > 1
+    on_placebo = [_estimate(column, settings) for column in of_placebo.T] if len(of_placebo) >= FEWEST else []
+    adjust(on_placebo)
+    return PatchingFacts(
+        pairs=pairs,
+        before=float(exact.before.mean()),
+        after=float(exact.after.mean()),
+        change=_estimate(exact.after - exact.before, settings),
+        sites=len(rows),
+        exact_sites=len(chosen),
+        rank_correlation=float(spearmanr(by_estimate, by_exact).statistic) if known else None,
+        random_adapters=len(chance),
+        largest_random=max(chance) if chance else None,
+        origins=[row.site for row in rows if row.origin],
+        claimed=[row.site for row in rows if row.claimed],
+        placebo_pairs=len(of_placebo),
+        placebo_claimed=(
+            sum(
+                _passes(one, _rank(one.mean or 0.0, chance))
+                for one, row in zip(on_placebo, rows, strict=True)
+                if row.kind != "stream"
+            )
+            if on_placebo
+            else None
+        ),
+    )
