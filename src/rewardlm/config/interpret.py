@@ -117,6 +117,7 @@ class CausesSettings(Section):
     random_adapters: int = Field(
         20, ge=20, description="Adapters of random weights, as large, which show what any change of a model does."
     )
+    random_pairs: int = Field(8, ge=5, description="Pairs on which these are tried.")
     answered: int = Field(
         20, ge=0, description="Prompts that are answered under patches and judged; 0 leaves that out."
     )

@@ -662,9 +662,9 @@ class PatchedSite(Stored):
 
     ``effect`` is how far the base's preference for harmless answers rises, nats a token, its mean over prompts: by
     exact patching where ``exact``, else estimated from a gradient, as ``estimate`` is for all. ``own`` is the same with
-    what the adapter does there by itself. ``p_adjusted`` is corrected for all sites; ``p_random`` says how many adapters
-    of random weights have a site with as large an estimate. What passes both is ``claimed`` (of ``effect``), or an
-    ``origin`` (of ``own``). ``out_of`` is how far the tuned model's preference falls with the base's value.
+    what the adapter does there by itself. ``p_adjusted`` is corrected for all sites; ``p_random`` says how many
+    adapters of random weights have a site with as large an estimate. What passes both is ``claimed`` (of ``effect``),
+    or an ``origin`` (of ``own``). ``out_of`` is how far the tuned model's preference falls with the base's value.
     ``by_position`` splits the estimate of ``own`` (of a stream: of ``effect``). ``placebo`` is the estimate on pairs of
     two harmless answers."""
 
@@ -721,6 +721,137 @@ class PatchingFacts(Stored):
     placebo_pairs: int
     placebo_claimed: int | None
     answers: list[PatchedAnswers] = []
+
+
+class ShareOfChange(Stored):
+    """A part's share in the whole change of preference, with Fieller's 95 % interval over prompts."""
+
+    mean: float
+    ci95: tuple[float, float]
+    n: int
+
+
+class NeuronGroup(Stored):
+    """Neurons that are patched together; see ``causes.neurons``. ``neurons`` is how many, None for what is no group of
+    neurons: ``attention``, and ``vectors``, the adapter on the MLPs' output matrices. ``effect`` and ``lost`` are nats
+    a token; ``into`` and ``out_of`` the shares that they are of the whole change."""
+
+    name: str
+    neurons: int | None
+    into: ShareOfChange | None
+    out_of: ShareOfChange | None
+    effect: float
+    lost: float
+
+
+class TopNeuron(Stored):
+    """A neuron at which the adapter changes the preference, by ``estimate`` (nats a token), and what the base's value
+    vector promotes."""
+
+    layer: int
+    neuron: int
+    estimate: float
+    tokens: list[str]
+
+
+class CausalVerdict(Stored):
+    """Was toxicity unlearned or bypassed? By the share of the change that is lost with the base's value vectors; see
+    ``causes.neurons.causal_verdict``."""
+
+    kind: Literal["unlearned", "bypassed", "cannot_tell", "unclear"]
+    reason: str
+    change: Estimate
+    vectors: ShareOfChange | None
+    carries: float
+    carries_little: float
+
+
+class HeadLook(Stored):
+    """Where a head's attention goes at the answers' positions: shares, which sum to 1."""
+
+    template: float
+    hostile: float
+    prompt: float
+    answer: float
+
+
+class HeadFacts(Stored):
+    """An attention head of the base and of a tuned model, on the same text; see ``causes.heads``.
+
+    ``qk_change`` and ``ov_change`` are how far the adapter moves W_Q·W_Kᵀ and W_V·W_O, by their length (Frobenius);
+    the spectra are the shares of their largest singular values in the change's square. ``promotes`` and ``demotes``
+    are the tokens that the change of the head's mean write raises and lowers most; ``wrote`` what the base's does."""
+
+    layer: int
+    head: int
+    base: HeadLook
+    tuned: HeadLook
+    qk_change: float
+    ov_change: float
+    qk_spectrum: list[float]
+    ov_spectrum: list[float]
+    wrote: list[str]
+    promotes: list[str]
+    demotes: list[str]
+
+
+class MeasuredPart(Stored):
+    """New answers of one model to the prompts that the smallest adapter was not chosen on. ``toxic_fraction`` is over
+    0.5; ``perplexity`` is that of the untouched base; ``prompt_similarity`` the cosine with the prompt. ``drift`` is
+    how far the model is from the base on the base's own harmless answers, nats a token."""
+
+    toxicity: float | None
+    toxic_fraction: float | None
+    perplexity: float | None
+    prompt_similarity: float | None
+    words: float
+    drift: float
+
+
+class TriedPart(Stored):
+    """A part of the adapter that was tried: so many of its ``of`` units, best first, ``parameters`` numbers in all.
+    ``preference_kept`` is its share in the rise of preference, ``fall_kept`` in the fall of toxicity of new answers,
+    None where none were asked for."""
+
+    unit: str
+    units: int
+    of: int
+    parameters: int
+    preference_kept: float
+    fall_kept: float | None
+
+
+class MinimalAdapter(Stored):
+    """The smallest part of an adapter that keeps ``keep`` of the fall of toxicity on ``chosen_on`` prompts; see
+    ``causes.minimal``. None of its parts is there with ``reason`` where there is nothing to keep.
+
+    ``kept`` is its share of the adapter's ``of_parameters``. ``toxic_fraction`` and the rest are of the ``measured_on``
+    other prompts: of the part, the ``whole`` adapter and the ``base``. ``fall_kept`` is the share of the whole's fall
+    there, with its interval."""
+
+    reason: str | None
+    keep: float
+    chosen_on: int
+    measured_on: int
+    of_parameters: int
+    unit: str | None = None
+    units: int | None = None
+    of_units: int | None = None
+    kept: float | None = None
+    parameters: int | None = None
+    adapter: str | None = None
+    parts: list[str] = []
+    toxic_fraction: float | None = None
+    toxicity: float | None = None
+    perplexity: float | None = None
+    prompt_similarity: float | None = None
+    words: float | None = None
+    drift: float | None = None
+    fall_kept: ShareOfChange | None = None
+    change_from_whole: Estimate | None = None
+    whole: MeasuredPart | None = None
+    base: MeasuredPart | None = None
+    tried: list[TriedPart] = []
 
 
 class ColouredReading(Stored):

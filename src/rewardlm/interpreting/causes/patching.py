@@ -21,7 +21,7 @@ change of a model has consistent effects somewhere, so the first test alone woul
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence, Set
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 
@@ -152,11 +152,14 @@ def exact_effects(
     sites: Sequence[Site],
     batch_tokens: int,
     *,
+    closely: Set[Site] | None = None,
     say: Say | None = None,
 ) -> Exact:
-    """Every site of ``sites`` patched by itself, in both directions."""
+    """Every site of ``sites`` patched by itself into the base; those of ``closely`` (None: all) in the two other ways
+    too, which are NaN elsewhere.
+    """
     causal_lm = policy.causal_lm
-    into, own, out_of = (np.zeros((len(pairs), len(sites))) for _ in range(3))
+    into, own, out_of = (np.full((len(pairs), len(sites)), np.nan) for _ in range(3))
     before, after = np.zeros(len(pairs)), np.zeros(len(pairs))
     for piece in pair_batches(pairs, policy.device, batch_tokens):
 
@@ -176,6 +179,8 @@ def exact_effects(
         ):
             with using(policy, name):
                 for column, site in enumerate(sites):
+                    if found is not into and closely is not None and site not in closely:
+                        continue
                     if site.kind == "stream" and donor is alone:
                         continue
                     if say is not None:
@@ -207,22 +212,28 @@ def patch_sites(
             say(what)
 
     tell("the gradient at all sites")
-    estimated, *random = site_effects(
+    (estimated,) = site_effects(policy, pairs, [lambda: using(policy, adapter)], settings.batch_tokens)
+    tell("adapters of random weights")
+    # Fewer pairs leave a larger largest effect, so this makes claims rarer and not more frequent.
+    seeds = range(settings.seed, settings.seed + settings.random_adapters)
+    random = site_effects(
         policy,
-        pairs,
-        [
-            lambda: using(policy, adapter),
-            *(
-                _as_random(policy, adapter, seed)
-                for seed in range(settings.seed, settings.seed + settings.random_adapters)
-            ),
-        ],
+        pairs[: settings.random_pairs],
+        [_as_random(policy, adapter, seed) for seed in seeds],
         settings.batch_tokens,
     )
     sites = estimated.sites
     through, own = estimated.through.sum(-1), estimated.own.sum(-1)
-    chosen = sites_to_patch(sites, through.mean(0), own.mean(0), settings.exact_sites)
-    exact = exact_effects(policy, pairs, adapter, [sites[at] for at in chosen], settings.batch_tokens, say=tell)
+    closely, chosen = sites_to_patch(sites, through.mean(0), own.mean(0), settings.exact_sites)
+    exact = exact_effects(
+        policy,
+        pairs,
+        adapter,
+        [sites[at] for at in chosen],
+        settings.batch_tokens,
+        closely={sites[at] for at in closely},
+        say=tell,
+    )
     of_placebo = np.zeros((0, len(sites)))
     if placebo:
         tell("placebo pairs")
@@ -230,8 +241,8 @@ def patch_sites(
         of_placebo = on_placebo.through.sum(-1)
     place_of = {at: place for place, at in enumerate(chosen)}
     of_site, of_own = (
-        [_estimate(known[:, place_of[at]] if at in place_of else guessed[:, at], settings) for at in range(len(sites))]
-        for known, guessed in ((exact.into, through), (exact.own, own))
+        [_estimate(known[:, place_of[at]] if at in among else guessed[:, at], settings) for at in range(len(sites))]
+        for known, guessed, among in ((exact.into, through, place_of), (exact.own, own, closely))
     )
     is_stream = np.array([site.kind == "stream" for site in sites])
     adjust(of_site)
@@ -262,10 +273,10 @@ def patch_sites(
                 own_ci95=None if stream else of_own[at].ci95,
                 own_p_adjusted=None if stream else of_own[at].p_adjusted,
                 own_p_random=own_p_random,
-                origin=known and not stream and _passes(of_own[at], own_p_random),
+                origin=at in closely and not stream and _passes(of_own[at], own_p_random),
                 exact=known,
                 estimate=float(through[:, at].mean()),
-                out_of=float(exact.out_of[:, place_of[at]].mean()) if known else None,
+                out_of=float(exact.out_of[:, place_of[at]].mean()) if at in closely else None,
                 placebo=float(of_placebo[:, at].mean()) if len(of_placebo) else None,
                 by_position=_by_kind(estimated.own[:, at] if not stream else estimated.through[:, at]),
             )
@@ -297,17 +308,24 @@ def _as_random(policy: Policy, adapter: str, seed: int) -> Callable[[], Abstract
     return on
 
 
-def sites_to_patch(sites: Sequence[Site], through: FloatArray, own: FloatArray, number: int) -> list[int]:
-    """Which sites are patched exactly: the ``number`` heads and MLPs with the largest estimates of either kind, as many
-    others evenly spread over the rest, by which the estimates are checked, and every fourth stream, the last among
-    them. ``through`` and ``own`` Float[S] are mean estimates.
+def sites_to_patch(
+    sites: Sequence[Site], through: FloatArray, own: FloatArray, number: int
+) -> tuple[set[int], list[int]]:
+    """Which sites are patched exactly, and which of them in all ways: the ``number`` heads and MLPs with the largest
+    estimates of either kind. The others are as many of the rest, evenly spread, by which the estimates are checked, and
+    every fourth stream, the last among them. ``through`` and ``own`` Float[S] are mean estimates.
     """
     writes = [at for at, site in enumerate(sites) if site.kind != "stream"]
-    first = {at for means in (through, own) for at in sorted(writes, key=lambda at: -abs(float(means[at])))[:number]}
-    rest = [at for at in sorted(writes, key=lambda at: -abs(float(through[at]))) if at not in first]
+    # Half by either estimate, then whatever is next by both in turn.
+    ranked = [sorted(writes, key=lambda at, means=means: -abs(float(means[at]))) for means in (own, through)]  # type: ignore[misc]
+    closely: list[int] = []
+    for both in zip(*ranked, strict=True):
+        closely += [at for at in dict.fromkeys(both) if at not in closely]
+    first = closely[:number]
+    rest = [at for at in ranked[1] if at not in first]
     spread = {round(at) for at in np.linspace(0, len(rest) - 1, min(number, len(rest)))} if rest else set()
     streams = [at for at, site in enumerate(sites) if site.kind == "stream"]
-    return sorted([*first, *(rest[at] for at in spread), *streams[::-4]])
+    return set(first), sorted([*first, *(rest[at] for at in spread), *streams[::-4]])
 
 
 def _estimate(effects: FloatArray, settings: CausesSettings) -> Estimate:

@@ -1,0 +1,250 @@
+"""How much of an adapter's effect the MLPs' neurons carry, group by group, and what that says of toxicity.
+
+A neuron writes its activation times its **value vector**, a row of the MLP's output matrix. Lee et al. 2024 found that
+DPO leaves the toxic value vectors and sets them off less; Yang et al. 2024 (arXiv:2411.06424) that this explains little,
+and that four large groups of neurons carry the effect together. Here groups are formed by two signs: does the value
+vector point towards the toxic words, and did training raise or lower the activation?
+
+A group's **share** is what is found by patching: with the tuned model's activations of this group alone put into the
+base, how much of the whole change of preference comes about (``into``)? And with the base's put into the tuned model,
+how much of it is lost (``out_of``)? Shares of groups need not add up to 1, because parts act together.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from rewardlm.config import CausesSettings
+from rewardlm.interpreting.causes.pairs import JudgedPair, pair_batches
+from rewardlm.interpreting.causes.sites import Patch, Recorded, by_itself, record, with_patch
+from rewardlm.interpreting.findings import CausalVerdict, Estimate, NeuronGroup, ShareOfChange, TopNeuron
+from rewardlm.interpreting.intervals import FEWEST, shown
+from rewardlm.interpreting.mechanistic.value_vectors import ratio_of_means
+from rewardlm.models.architecture import adapter_layers, architecture_of, normed_direction, weight_of
+from rewardlm.models.attention import whole_weight
+from rewardlm.models.load import Policy
+from rewardlm.models.lora import scaled, using
+from rewardlm.stats import FloatArray, mean_change
+
+GROUPS = ("toxic_down", "toxic_up", "against_up", "against_down")
+
+
+def neuron_groups(
+    policy: Policy,
+    adapter: str,
+    pairs: Sequence[JudgedPair],
+    towards: Tensor,
+    named: Sequence[tuple[int, int]],
+    settings: CausesSettings,
+) -> tuple[list[NeuronGroup], CausalVerdict]:
+    """The groups' shares, and the verdict. ``towards`` Float[M] points to the toxic words (``contrast_direction``);
+    ``named`` are (layer, neuron) of the value vectors that do so most.
+    """
+    causal_lm = policy.causal_lm
+    groups = {"named": _by_layer(named), **_by_signs(policy, adapter, pairs, towards, settings.batch_tokens)}
+    groups["all"] = {
+        layer: torch.arange(len(weight_of(out))) for layer, out in enumerate(architecture_of(causal_lm).mlp_out)
+    }
+    before, after, into, out_of = _shares(policy, adapter, pairs, groups, settings.batch_tokens)
+    change = after - before
+    rows = []
+    for name in into:
+        which = groups.get(name)
+        rows.append(
+            NeuronGroup(
+                name=name,
+                neurons=None if which is None else sum(len(one) for one in which.values()),
+                into=_share(change, into[name]),
+                out_of=_share(change, out_of[name]),
+                effect=float(into[name].mean()),
+                lost=float(out_of[name].mean()),
+            )
+        )
+    found = mean_change(change, seed=settings.seed)
+    enough = found.prompts >= FEWEST
+    whole = Estimate(
+        mean=found.mean, ci95=found.ci95 if enough else None, p_value=found.p_value if enough else None, n=found.prompts
+    )
+    by_name = {row.name: row for row in rows}
+    return rows, causal_verdict(whole, by_name["vectors"].out_of, by_name, settings)
+
+
+def causal_verdict(
+    change: Estimate, vectors: ShareOfChange | None, groups: dict[str, NeuronGroup], settings: CausesSettings
+) -> CausalVerdict:
+    """``unlearned`` if most of the change is lost once the MLPs' output matrices are the base's again: then what the
+    value vectors write was changed. ``bypassed`` if hardly any of it is: they could write as before, and something else
+    keeps the model from it. The margins are ``carries`` and ``carries_little`` of the settings; the share's whole
+    interval must lie beyond them. ``cannot_tell`` in between, ``unclear`` where the preference wasn't shown to rise.
+    """
+
+    def says(kind: str, reason: str) -> CausalVerdict:
+        return CausalVerdict(
+            kind=kind,  # type: ignore[arg-type]
+            reason=reason,
+            change=change,
+            vectors=vectors,
+            carries=settings.carries,
+            carries_little=settings.carries_little,
+        )
+
+    if not shown(change, 1):
+        return says("unclear", "the preference for harmless answers was not shown to rise on these pairs")
+    if vectors is None:
+        return says("cannot_tell", "the rise is too unsteady for shares of it")
+    low, high = vectors.ci95
+    share = f"{vectors.mean:.0%} of the rise (95 % interval {low:.0%} to {high:.0%})".replace("%", " %").replace(
+        "  ", " "
+    )
+    if low > settings.carries:
+        return says("unlearned", f"{share} is lost once the MLPs write by the base's value vectors again")
+    if high < settings.carries_little:
+        carrier = max(
+            (row for row in groups.values() if row.name != "vectors" and row.out_of is not None),
+            key=lambda row: row.out_of.mean if row.out_of is not None else 0.0,
+            default=None,
+        )
+        rest = "" if carrier is None else f"; the most is lost with the base's {carrier.name.replace('_', ' ')}"
+        return says("bypassed", f"only {share} is lost once the MLPs write by the base's value vectors again{rest}")
+    return says("cannot_tell", f"{share} is lost with the base's value vectors: neither most of it nor hardly any")
+
+
+def top_neurons(
+    policy: Policy, adapter: str, pairs: Sequence[JudgedPair], *, number: int, batch_tokens: int
+) -> list[TopNeuron]:
+    """The neurons at which the adapter, by itself, raises or lowers the preference most, estimated from the gradient at
+    the base: (a'·v' − a·v)·∂E/∂write, with activations a and value vectors v.
+    """
+    causal_lm = policy.causal_lm
+    arch = architecture_of(causal_lm)
+    with using(policy, None):
+        rows = [weight_of(out) for out in arch.mlp_out]
+    with using(policy, adapter):
+        new_rows = [whole_weight(out) for out in arch.mlp_out]
+    total = [torch.zeros(len(one)) for one in rows]
+    for piece in pair_batches(pairs, policy.device, batch_tokens):
+        with using(policy, None):
+            base = record(causal_lm, piece.batch, gradients=True)
+            at = torch.autograd.grad(piece.preference(base.logprobs).sum(), base.mlp)
+        with using(policy, adapter):
+            alone = by_itself(causal_lm, base)
+        with torch.no_grad():
+            for layer, gradient in enumerate(at):
+                slope = gradient.reshape(*piece.batch.tokens.shape, -1).float() * piece.batch.mask[..., None]
+                now = alone.neurons[layer] * torch.einsum("btm,fm->btf", slope, new_rows[layer])
+                was = base.neurons[layer] * torch.einsum("btm,fm->btf", slope, rows[layer])
+                total[layer] += (now - was).sum((0, 1)).cpu()
+    by_neuron = torch.stack(total) / len(pairs)
+    width = by_neuron.shape[1]
+    w_u = weight_of(arch.head)
+    found = []
+    for place in by_neuron.flatten().abs().topk(number).indices.tolist():
+        layer, neuron = divmod(place, width)
+        tokens = (normed_direction(arch.norm, rows[layer][neuron]) @ w_u).topk(6).indices.tolist()
+        found.append(
+            TopNeuron(
+                layer=layer,
+                neuron=neuron,
+                estimate=float(by_neuron[layer, neuron]),
+                tokens=[] if policy.tokenizer is None else [policy.tokenizer.decode([token]) for token in tokens],
+            )
+        )
+    return found
+
+
+def _by_layer(neurons: Sequence[tuple[int, int]]) -> dict[int, Tensor]:
+    found: dict[int, list[int]] = {}
+    for layer, neuron in neurons:
+        found.setdefault(layer, []).append(neuron)
+    return {layer: torch.tensor(own) for layer, own in found.items()}
+
+
+@torch.no_grad()
+def _by_signs(
+    policy: Policy, adapter: str, pairs: Sequence[JudgedPair], towards: Tensor, batch_tokens: int
+) -> dict[str, dict[int, Tensor]]:
+    """The four groups, by layer. Activations are means over the answers' positions."""
+    causal_lm = policy.causal_lm
+    arch = architecture_of(causal_lm)
+    n = len(arch.layers)
+    sums = {name: [0.0] * n for name in (None, adapter)}
+    for piece in pair_batches(pairs, policy.device, batch_tokens):
+        where = piece.kinds[..., -1].bool()
+        for name, total in sums.items():
+            with using(policy, name):
+                seen = record(causal_lm, piece.batch)
+            for layer in range(n):
+                total[layer] = total[layer] + seen.neurons[layer][where].sum(0)
+    groups: dict[str, dict[int, Tensor]] = {name: {} for name in GROUPS}
+    for layer, out in enumerate(arch.mlp_out):
+        with using(policy, None):
+            toxic = weight_of(out) @ towards > 0
+        rose: Tensor = sums[adapter][layer] > sums[None][layer]  # type: ignore[assignment]
+        for name, which in zip(GROUPS, (toxic & ~rose, toxic & rose, ~toxic & rose, ~toxic & ~rose), strict=True):
+            groups[name][layer] = which.nonzero()[:, 0].cpu()
+    return groups
+
+
+@torch.no_grad()
+def _shares(
+    policy: Policy,
+    adapter: str,
+    pairs: Sequence[JudgedPair],
+    groups: dict[str, dict[int, Tensor]],
+    batch_tokens: int,
+) -> tuple[FloatArray, FloatArray, dict[str, FloatArray], dict[str, FloatArray]]:
+    """E of base and tuned model, Float[N pairs] each, and by group how far E rises and falls, Float[N] each.
+
+    Besides the groups there are ``attention``, all that heads write, and ``vectors``: the adapter on the MLPs' output
+    matrices alone, or everywhere else.
+    """
+    causal_lm = policy.causal_lm
+    arch = architecture_of(causal_lm)
+    heads = {layer: list(range(arch.n_heads)) for layer in range(len(arch.layers))}
+    outs = {id(layer) for out in arch.mlp_out for layer in adapter_layers(out).values()}
+    layers = [layer for layer in adapter_layers(causal_lm).values() if adapter in layer.scaling]
+    of_vectors = [layer for layer in layers if id(layer) in outs]
+    others = [layer for layer in layers if id(layer) not in outs]
+    names = [*groups, "attention", "vectors"]
+    before, after = np.zeros(len(pairs)), np.zeros(len(pairs))
+    into = {name: np.zeros(len(pairs)) for name in names}
+    out_of = {name: np.zeros(len(pairs)) for name in names}
+    for piece in pair_batches(pairs, policy.device, batch_tokens):
+
+        def numbers(logprobs: Tensor, piece: Any = piece) -> FloatArray:
+            found: FloatArray = piece.preference(logprobs).double().cpu().numpy()
+            return found
+
+        with using(policy, None):
+            base = record(causal_lm, piece.batch)
+        with using(policy, adapter):
+            tuned = record(causal_lm, piece.batch)
+        before[piece.rows], after[piece.rows] = numbers(base.logprobs), numbers(tuned.logprobs)
+
+        def patch(donor: Recorded, name: str) -> Patch:
+            return Patch(donor, heads=heads) if name == "attention" else Patch(donor, neurons=groups[name])
+
+        for name in names[:-1]:
+            with using(policy, None):
+                rise = with_patch(causal_lm, piece.batch, base, patch(tuned, name)) - base.logprobs
+            with using(policy, adapter):
+                fall = tuned.logprobs - with_patch(causal_lm, piece.batch, tuned, patch(base, name))
+            into[name][piece.rows], out_of[name][piece.rows] = numbers(rise), numbers(fall)
+        with using(policy, adapter), scaled(others, 0.0):
+            alone = record(causal_lm, piece.batch).logprobs
+        with using(policy, adapter), scaled(of_vectors, 0.0):
+            without = record(causal_lm, piece.batch).logprobs
+        into["vectors"][piece.rows] = numbers(alone - base.logprobs)
+        out_of["vectors"][piece.rows] = numbers(tuned.logprobs - without)
+    return before, after, into, out_of
+
+
+def _share(change: FloatArray, part: FloatArray) -> ShareOfChange | None:
+    """part / change, with Fieller's interval; None where the change isn't measurably over 0."""
+    found = ratio_of_means(change, part, 0.2)
+    return None if found is None else ShareOfChange(mean=found.mean, ci95=found.ci95, n=found.n)
