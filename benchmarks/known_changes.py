@@ -28,9 +28,7 @@ from rewardlm.interpreting.causes.pairs import AskedOnce, JudgedPair, pair_batch
 from rewardlm.interpreting.causes.patching import patch_sites
 from rewardlm.interpreting.causes.sites import Recorded, record
 from rewardlm.interpreting.findings import PatchedSite
-from rewardlm.models.architecture import architecture_of
 from rewardlm.models.load import Policy
-from rewardlm.models.lora import using
 
 ChangeKind = Literal["head", "neuron", "rotation", "template", "random"]
 KINDS: tuple[ChangeKind, ...] = ("head", "neuron", "rotation", "template", "random")

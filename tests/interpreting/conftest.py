@@ -7,4 +7,4 @@ from pathlib import Path
 
 from one_thread import _one_thread as _one_thread
 
-sys.path[:0] = [str(Path(__file__).parents[1] / folder) for folder in ("models", "steering")]
+sys.path[:0] = [str(Path(__file__).parents[1] / folder) for folder in ("models", "steering", "../benchmarks")]

@@ -54,22 +54,6 @@ class Band(Stored):
     n: list[int]
 
 
-class ModelFacts(Stored):
-    """A model that was looked into. Of one that was treated while it answered: ``adapter_strength`` times what its
-    adapter adds, or the ``method`` that steered it and its ``strength``. ``left_out`` says of which parts (drift,
-    attribution, inside) nothing is known, or not all, and why."""
-
-    label: str
-    model: str
-    adapter: str | None
-    rewards: list[str]
-    dtype: str
-    adapter_strength: float | None = None
-    method: str | None = None
-    strength: float | None = None
-    left_out: dict[str, str] = {}
-
-
 class Stratum(Stored):
     """A transition between buckets of toxicity: ``of`` the run's pairs made it, ``taken`` of these were read."""
 
@@ -896,6 +880,32 @@ class ColouredExample(Stored):
     drift: float
     toxicity: list[float]
     answers: list[ColouredAnswer]
+
+
+class ModelFacts(Stored):
+    """A model that was looked into. Of one that was treated while it answered: ``adapter_strength`` times what its
+    adapter adds, or the ``method`` that steered it and its ``strength``. ``left_out`` says of which parts (drift,
+    attribution, inside) nothing is known, or not all, and why.
+
+    The rest is there for tuned models where it was asked for: ``heads``; ``patching`` of all sites, and on what it
+    rests (``patched``); ``neuron_groups``, single ``neurons`` and the ``verdict``; and the ``minimal_adapter``."""
+
+    label: str
+    model: str
+    adapter: str | None
+    rewards: list[str]
+    dtype: str
+    adapter_strength: float | None = None
+    method: str | None = None
+    strength: float | None = None
+    left_out: dict[str, str] = {}
+    heads: list[HeadFacts] | None = None
+    patching: list[PatchedSite] | None = None
+    patched: PatchingFacts | None = None
+    neuron_groups: list[NeuronGroup] | None = None
+    neurons: list[TopNeuron] | None = None
+    verdict: CausalVerdict | None = None
+    minimal_adapter: MinimalAdapter | None = None
 
 
 class Interpretation(Stored):

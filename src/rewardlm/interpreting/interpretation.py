@@ -16,6 +16,7 @@ from rewardlm.config import InterpretSettings
 from rewardlm.errors import RunError
 from rewardlm.interpreting.answers import AnswerSample, choose_scorer, draw, load_runs
 from rewardlm.interpreting.attribution_summary import attribution_summary
+from rewardlm.interpreting.causes.explain import explain_runs
 from rewardlm.interpreting.drift import VocabularyDrift
 from rewardlm.interpreting.drift_summary import drift_comparison
 from rewardlm.interpreting.findings import Drift, Inside, Interpretation, ModelFacts, SampleFacts
@@ -70,8 +71,8 @@ def _interpret(paths: Sequence[Path], settings: InterpretSettings, out: Path, re
     run = Run.start(out, kind=KIND, label=label, settings=recorded, free=_FREE)
     if run.finished:
         return run
-    if settings.word_judge:
-        check_judges([settings.word_judge])
+    if settings.word_judge or settings.asks_for_causes:
+        check_judges([settings.word_judge or "lexical"])
     run_models = load_models([one.run for one in measured], settings)
     for one, run_model in zip(measured, run_models, strict=True):
         one.label = run_model.label
@@ -84,7 +85,11 @@ def _interpret(paths: Sequence[Path], settings: InterpretSettings, out: Path, re
     record_attribution(run, run_models, sample, settings, report)
     record_faithfulness(run, run_models, sample, settings, report)
     inside, inside_notes = _inside(measured, run_models, sample, settings, report)
-    found = _summarise(run, measured, run_models, sample, sums, settings, inside, inside_notes)
+    causes: dict[str, dict[str, Any]] = {}
+    if settings.asks_for_causes:
+        causes, more = explain_runs(run, measured, run_models, sample, settings, report=report)
+        inside_notes = [*inside_notes, *more]
+    found = _summarise(run, measured, run_models, sample, sums, settings, inside, inside_notes, causes)
     run.store(KIND, found.dump())
     run.update(status="finished")
     return run
@@ -111,6 +116,7 @@ def _summarise(
     settings: InterpretSettings,
     inside: Inside | None,
     inside_notes: list[str],
+    causes: dict[str, dict[str, Any]],
 ) -> Interpretation:
     draws = RunMeans(settings.n_resamples, settings.seed, sample)
     drifted, attributed = (readers_of(run_models, part) for part in ("drift", "attribution"))
@@ -127,6 +133,7 @@ def _summarise(
                 rewards=one.rewards,
                 dtype=str(run_model.policy.dtype).removeprefix("torch."),
                 **_treatment(run_model),
+                **causes.get(run_model.label, {}),
             )
             for one, run_model in zip(measured, run_models, strict=True)
         ],

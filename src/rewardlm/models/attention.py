@@ -150,3 +150,43 @@ def _rotated(part: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
     first, second = turned.chunk(2, -1)
     cos, sin = cos.float()[:, :, None], sin.float()[:, :, None]
     return torch.cat([turned * cos + torch.cat([-second, first], -1) * sin, rest], -1)
+
+
+def head_rows(causal_lm: Any, layer: int) -> dict[str, dict[str, tuple[str, tuple[int, ...]]]]:
+    """Which outputs and inputs of a layer's attention modules belong to which head, by the module's name in it: by head
+    (as ``head 3.2``), ``rows`` of what computes queries, keys and values, or ``columns`` of what the output matrix
+    reads. Keys and values that several heads share are those of ``keys 3.0``.
+    """
+    arch = architecture_of(causal_lm)
+    attention = arch.attention[layer]
+    inner = _inner(attention)
+    names = {id(module): name for name, module in attention.named_modules()}
+    n_heads = arch.n_heads
+    found: dict[str, dict[str, tuple[str, tuple[int, ...]]]] = {}
+
+    def add(module: Any, side: str, places: Tensor) -> None:
+        """``places`` Int[heads, D]: of as many heads as there are, or of groups that share them."""
+        heads = len(places)
+        kind = "head" if heads == n_heads else "keys"
+        rows = found.setdefault(names[id(module)], {})
+        for number, own in enumerate(places.tolist()):
+            name = f"{kind} {layer}.{number}"
+            side_, before = rows.get(name, (side, ()))
+            rows[name] = (side_, (*before, *own))
+
+    def width_of(module: Any) -> Tensor:
+        return torch.arange(weight_of(module).shape[1])[None]
+
+    if hasattr(inner, "q_proj"):
+        width = weight_of(inner.q_proj).shape[1] // n_heads
+        for module in (inner.q_proj, inner.k_proj, inner.v_proj):
+            add(module, "rows", width_of(module).reshape(-1, width))
+    elif hasattr(inner, "c_attn"):
+        for part in width_of(inner.c_attn).chunk(3, 1):
+            add(inner.c_attn, "rows", part.reshape(n_heads, -1))
+    else:
+        for part in _unfused(width_of(inner.query_key_value), causal_lm.config, n_heads):
+            add(inner.query_key_value, "rows", part[0])
+    out = arch.attention_out[layer]
+    add(out, "columns", torch.arange(weight_of(out).shape[0]).reshape(n_heads, -1))
+    return found

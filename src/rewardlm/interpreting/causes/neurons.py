@@ -1,9 +1,9 @@
 """How much of an adapter's effect the MLPs' neurons carry, group by group, and what that says of toxicity.
 
 A neuron writes its activation times its **value vector**, a row of the MLP's output matrix. Lee et al. 2024 found that
-DPO leaves the toxic value vectors and sets them off less; Yang et al. 2024 (arXiv:2411.06424) that this explains little,
-and that four large groups of neurons carry the effect together. Here groups are formed by two signs: does the value
-vector point towards the toxic words, and did training raise or lower the activation?
+DPO leaves the toxic value vectors and sets them off less; Yang et al. 2024 (arXiv:2411.06424) that this explains
+little, and that four large groups of neurons carry the effect together. Here groups are formed by two signs: does the
+value vector point towards the toxic words, and did training raise or lower the activation?
 
 A group's **share** is what is found by patching: with the tuned model's activations of this group alone put into the
 base, how much of the whole change of preference comes about (``into``)? And with the base's put into the tuned model,
@@ -172,21 +172,23 @@ def _by_signs(
     causal_lm = policy.causal_lm
     arch = architecture_of(causal_lm)
     n = len(arch.layers)
-    sums = {name: [0.0] * n for name in (None, adapter)}
+    sums: dict[str | None, list[Tensor]] = {
+        name: [torch.zeros(len(weight_of(out))) for out in arch.mlp_out] for name in (None, adapter)
+    }
     for piece in pair_batches(pairs, policy.device, batch_tokens):
         where = piece.kinds[..., -1].bool()
         for name, total in sums.items():
             with using(policy, name):
                 seen = record(causal_lm, piece.batch)
             for layer in range(n):
-                total[layer] = total[layer] + seen.neurons[layer][where].sum(0)
+                total[layer] += seen.neurons[layer][where].sum(0).float().cpu()
     groups: dict[str, dict[int, Tensor]] = {name: {} for name in GROUPS}
     for layer, out in enumerate(arch.mlp_out):
         with using(policy, None):
-            toxic = weight_of(out) @ towards > 0
-        rose: Tensor = sums[adapter][layer] > sums[None][layer]  # type: ignore[assignment]
+            toxic = (weight_of(out) @ towards > 0).cpu()
+        rose = sums[adapter][layer] > sums[None][layer]
         for name, which in zip(GROUPS, (toxic & ~rose, toxic & rose, ~toxic & rose, ~toxic & ~rose), strict=True):
-            groups[name][layer] = which.nonzero()[:, 0].cpu()
+            groups[name][layer] = which.nonzero()[:, 0]
     return groups
 
 

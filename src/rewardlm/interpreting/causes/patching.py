@@ -96,7 +96,7 @@ def site_effects(
                     for layer in range(n):
                         columns += _estimates(base, donor, layer, at[layer], at[n + layer], at[2 * n + layer], piece)
                     # Each pair's two texts together: the gradient has the toxic one's sign already.
-                    both = torch.stack(columns, 1).unflatten(0, (2, -1)).sum(0)
+                    both = torch.stack(columns, 1).reshape(2, len(piece.rows), len(columns), -1).sum(0)
                     values[piece.rows] = both.double().cpu().numpy()
     return found
 

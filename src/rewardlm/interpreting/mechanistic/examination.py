@@ -12,7 +12,7 @@ from contextlib import AbstractContextManager
 from typing import Any
 
 from rewardlm.config import InsideSettings, InterpretSettings
-from rewardlm.errors import ModelError, RewardLMError
+from rewardlm.errors import ModelError
 from rewardlm.interpreting.answers import (
     TOXIC_ABOVE,
     AnswerSample,
@@ -27,13 +27,14 @@ from rewardlm.interpreting.findings import ContrastWords, Estimate, Focus, Insid
 from rewardlm.interpreting.intervals import Resampling, adjust, change_between
 from rewardlm.interpreting.mechanistic.activations import FEWEST_TOXIC, BaseText
 from rewardlm.interpreting.mechanistic.adapter_effects import follow_path, read_adapter
+from rewardlm.interpreting.mechanistic.asked_judges import judge_of, toxicity_by
 from rewardlm.interpreting.mechanistic.causal_check import check_causes
 from rewardlm.interpreting.mechanistic.probes import read_directions
 from rewardlm.interpreting.mechanistic.residual_stream import read_steered, read_stream
 from rewardlm.interpreting.mechanistic.value_vectors import choose_value_vectors, read_vectors
 from rewardlm.interpreting.mechanistic.vector_ablation import ablate_vectors
 from rewardlm.interpreting.mechanistic.verdicts import claims, verdict_of
-from rewardlm.interpreting.mechanistic.word_contrast import Contrast, ToxicityFunction, contrast_by, contrast_of_words
+from rewardlm.interpreting.mechanistic.word_contrast import Contrast, ToxicityFunction, contrast_for
 from rewardlm.interpreting.models import RunModel
 from rewardlm.measuring.measured import Measured
 from rewardlm.models.architecture import architecture_of
@@ -41,7 +42,6 @@ from rewardlm.models.load import Policy
 from rewardlm.models.lora import using
 from rewardlm.progress import ProgressCallback
 from rewardlm.scoring.load import load_scorer
-from rewardlm.scoring.scorer import Scorer, score_texts
 
 # Of the baseline's stored answers so many may teach the probe, drawn by seed.
 _LABELLED = 400
@@ -81,7 +81,7 @@ def examine_runs(
         # Of those that are steered, the interpretation's own notes say it.
         if number not in there and model.steering is None
     ]
-    judge, more = _judge(sample.scorer, str(base.policy.device))
+    judge, more = judge_of(sample.scorer, str(base.policy.device))
     own = settings.inside
     chosen = own.model_copy(
         update={name: getattr(settings, name) for name in ("seed", "n_resamples") if name not in own.model_fields_set}
@@ -106,32 +106,13 @@ def examine_runs(
         ],
         judge,
         chosen,
-        word_judge=_toxicity_by(load_scorer(settings.word_judge)) if settings.word_judge else None,
+        word_judge=toxicity_by(load_scorer(settings.word_judge)) if settings.word_judge else None,
         labelled=stored_answers(measured[0], base, sample.scorer, limit=_LABELLED, seed=settings.seed),
         redrawn=redrawn_pairs(measured[0], base, sample.scorer, limit=chosen.redraw_pairs, above=TOXIC_ABOVE),
         steered={models[number].label: models[number].on for number in steered},
         report=report,
     )
     return found, [*notes, *more]
-
-
-def _judge(name: str, device: str) -> tuple[ToxicityFunction, list[str]]:
-    """The sample's own judge; ``starter`` where that one is asked over HTTP or isn't here."""
-    why = "it is asked over HTTP"
-    if name.partition(":")[0] not in ("perspective", "endpoint"):
-        try:
-            return _toxicity_by(load_scorer(name, device=device)), []
-        except RewardLMError as error:
-            why = str(error)
-    return (
-        _toxicity_by(load_scorer("starter", device=device)),
-        [f"Answers under changes of the model were judged by starter, since {name} can’t be asked here ({why})."],
-    )
-
-
-def _toxicity_by(scorer: Scorer) -> ToxicityFunction:
-    label = scorer.labels[0]
-    return lambda texts: [verdict.values.get(label) for verdict in score_texts(scorer, texts)]
 
 
 def examine(
@@ -167,7 +148,7 @@ def examine(
     text = BaseText(policy, prompts, base, settings)
     notes = []
     progress.step("the words whose logits are compared")
-    contrast = _contrast(policy, word_judge or judge, settings)
+    contrast = contrast_for(policy, word_judge or judge, settings)
     if contrast is None:
         notes.append("The vocabulary holds too few toxic words for a contrast of logits: name some in toxic_words.")
     progress.step("the probe")
@@ -274,12 +255,6 @@ class _Progress:
     def finish(self) -> None:
         if self._report is not None:
             self._report(self._total, self._total, "")
-
-
-def _contrast(policy: Policy, judge: ToxicityFunction, settings: InsideSettings) -> Contrast | None:
-    if settings.toxic_words:
-        return contrast_of_words(policy.tokenizer, settings.toxic_words, settings.neutral_words)
-    return contrast_by(judge, policy.tokenizer, settings.token_words)
 
 
 def _words(policy: Policy, contrast: Contrast | None) -> ContrastWords | None:

@@ -8,7 +8,9 @@ from typing import Any
 
 from torch import Tensor
 
+from rewardlm.config import InsideSettings
 from rewardlm.errors import ConfigError
+from rewardlm.models.load import Policy
 
 # What an analysis asks of a judge: P(toxic) of each text, None where it gives none.
 ToxicityFunction = Callable[[Sequence[str]], Sequence[float | None]]
@@ -78,3 +80,10 @@ def contrast_of_words(tokenizer: Any, toxic: Sequence[str], neutral: Sequence[st
     if both:
         raise ConfigError(f"{tokenizer.decode([min(both)])!r} begins a toxic word and a neutral one: take other words")
     return Contrast(*sides)
+
+
+def contrast_for(policy: Policy, judge: ToxicityFunction, settings: InsideSettings) -> Contrast | None:
+    """The contrast of the words that the settings name, else of those that ``judge`` finds."""
+    if settings.toxic_words:
+        return contrast_of_words(policy.tokenizer, settings.toxic_words, settings.neutral_words)
+    return contrast_by(judge, policy.tokenizer, settings.token_words)

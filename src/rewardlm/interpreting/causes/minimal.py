@@ -1,0 +1,361 @@
+"""The smallest part of an adapter that keeps most of the fall of toxicity, and what it is worth on other prompts.
+
+The search, in each kind of unit (layers, modules, heads, ranks):
+
+1. Every unit's share in the rise of preference is found by integrated gradients (``parts.AdapterParts.follow``). Units
+   are ranked by that share per number that they cost.
+2. The fewest units, from the first on, that keep ``keep`` of the rise are found by bisection: a pass over the pairs a
+   step.
+3. Kinds are tried from the smallest such part on: the base answers ``prompts`` prompts with this part on, and a judge
+   reads them. If less than ``keep`` of the fall of toxicity is there, the part grows by half; if more, it shrinks by a
+   third. The smallest part that passed is taken.
+
+What is chosen on some prompts looks better there than it is. So the part, the whole adapter and the base then answer as
+many other prompts.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from rewardlm.config import CausesSettings, GenerationSettings
+from rewardlm.errors import ModelError
+from rewardlm.interpreting.answers import TOXIC_ABOVE
+from rewardlm.interpreting.causes.pairs import JudgedPair, pair_batches
+from rewardlm.interpreting.causes.parts import UNIT_KINDS, AdapterParts, Unit, UnitKind
+from rewardlm.interpreting.causes.sites import mean_logprobs
+from rewardlm.interpreting.findings import MeasuredPart, MinimalAdapter, ShareOfChange, TriedPart
+from rewardlm.interpreting.intervals import change_between, shown
+from rewardlm.interpreting.mechanistic.interventions import text_of
+from rewardlm.interpreting.mechanistic.value_vectors import ratio_of_means
+from rewardlm.interpreting.mechanistic.word_contrast import ToxicityFunction
+from rewardlm.models.architecture import architecture_of
+from rewardlm.models.generate import Request, generate, stream_seed
+from rewardlm.models.load import Policy
+from rewardlm.models.logprobs import row_stats
+from rewardlm.models.lora import using
+from rewardlm.trunk import evaluating
+
+# Points of the path, and pairs on which parts are searched: many parts are tried.
+_POINTS, _SEARCHED = 2, 12
+# How often a part may grow or shrink while it is judged.
+_STEPS = 6
+_RESAMPLES = 2000
+SimilarityFunction = Callable[[Sequence[str], Sequence[str]], list[float | None]]
+
+
+@dataclass(frozen=True)
+class PromptText:
+    """A prompt as token ids, and the user's text, which similarity is measured with."""
+
+    ids: tuple[int, ...]
+    text: str
+
+
+@dataclass(frozen=True)
+class Answered:
+    """A model's answers to some prompts: ``tokens``, texts, and P(toxic), None where unscored."""
+
+    tokens: list[tuple[int, ...]]
+    texts: list[str]
+    toxicity: list[float | None]
+
+
+def minimal_adapter(
+    policy: Policy,
+    adapter: str,
+    pairs: Sequence[JudgedPair],
+    choose_on: Sequence[PromptText],
+    measure_on: Sequence[PromptText],
+    judge: ToxicityFunction,
+    similarity: SimilarityFunction | None,
+    settings: CausesSettings,
+    folder: Path,
+    *,
+    say: Callable[[str], None] | None = None,
+) -> MinimalAdapter:
+    """Find the part, write it to ``folder``, and measure it. Nothing is written where there is nothing to keep."""
+
+    def tell(what: str) -> None:
+        if say is not None:
+            say(what)
+
+    def refused(reason: str, parameters: int) -> MinimalAdapter:
+        return MinimalAdapter(
+            reason=reason,
+            keep=settings.keep,
+            chosen_on=len(choose_on),
+            measured_on=len(measure_on),
+            of_parameters=parameters,
+        )
+
+    try:
+        parts = AdapterParts(policy, adapter)
+    except ModelError as error:
+        return refused(str(error), 0)
+    tell("the base's and the whole adapter's answers")
+    base = _answers(policy, using(policy, None), choose_on, judge, settings)
+    whole = _answers(policy, using(policy, adapter), choose_on, judge, settings)
+    fall = change_between(base.toxicity, whole.toxicity, n_resamples=_RESAMPLES, seed=settings.seed)
+    if not shown(fall, -1):
+        return refused(
+            f"toxicity was not shown to fall on the {len(choose_on)} prompts, so there is nothing to keep of it",
+            parts.parameters,
+        )
+    tell("what each of its numbers carries")
+    searched = list(pairs[:_SEARCHED])
+    parts.follow(lambda: _preferences(policy, searched, settings.batch_tokens), points=_POINTS)
+    search = _Search(parts, searched, settings, tell)
+    kinds: Sequence[UnitKind] = UNIT_KINDS if settings.unit == "auto" else (settings.unit,)
+    starts = sorted((search.start(kind) for kind in kinds), key=lambda start: start.parameters)
+
+    def judged(units: Sequence[Unit]) -> float | None:
+        found = _answers(policy, parts.on(units), choose_on, judge, settings)
+        return _kept(base.toxicity, whole.toxicity, found.toxicity)
+
+    best = search.smallest(starts, judged)
+    numbers = parts.write(best.units, folder)
+    tell("answers to other prompts")
+    models: dict[str, Callable[[], AbstractContextManager[None]]] = {
+        "base": lambda: using(policy, None),
+        "whole": lambda: using(policy, adapter),
+        "part": lambda: parts.on(best.units),
+    }
+    answered = {name: _answers(policy, on(), measure_on, judge, settings) for name, on in models.items()}
+    facts = {
+        name: _measured(policy, on, measure_on, answered[name], answered["base"], similarity, settings)
+        for name, on in models.items()
+    }
+    toxicity = {name: one.toxicity for name, one in answered.items()}
+    return MinimalAdapter(
+        reason=None,
+        keep=settings.keep,
+        chosen_on=len(choose_on),
+        measured_on=len(measure_on),
+        of_parameters=parts.parameters,
+        unit=best.kind,
+        units=len(best.units),
+        of_units=len(best.ranked),
+        kept=numbers / parts.parameters,
+        parameters=numbers,
+        adapter=str(folder),
+        parts=[unit.name for unit in best.units[:50]],
+        **facts["part"].model_dump(),
+        fall_kept=_share_of_fall(toxicity["base"], toxicity["whole"], toxicity["part"]),
+        change_from_whole=change_between(
+            toxicity["whole"], toxicity["part"], n_resamples=_RESAMPLES, seed=settings.seed
+        ),
+        whole=facts["whole"],
+        base=facts["base"],
+        tried=search.tried,
+    )
+
+
+@dataclass(frozen=True)
+class _Part:
+    """The first ``number`` of the ``ranked`` units of a kind."""
+
+    kind: UnitKind
+    ranked: list[Unit]
+    number: int
+    parameters: int
+
+    @property
+    def units(self) -> list[Unit]:
+        return self.ranked[: self.number]
+
+
+class _Search:
+    """Steps 2 and 3; ``tried`` is what was tried, in order."""
+
+    def __init__(
+        self, parts: AdapterParts, pairs: Sequence[JudgedPair], settings: CausesSettings, tell: Callable[[str], None]
+    ) -> None:
+        self.parts, self.pairs, self.settings, self.tell = parts, pairs, settings, tell
+        self.tried: list[TriedPart] = []
+        policy = parts.policy
+        with using(policy, None):
+            self.before = self._preference()
+        with using(policy, parts.name):
+            self.after = self._preference()
+
+    def start(self, kind: UnitKind) -> _Part:
+        """The fewest units of this kind that keep enough of the rise of preference; those that carry some of it, if
+        they never do.
+        """
+        units = self.parts.units(kind)
+        ranked = sorted(units, key=lambda unit: -self.parts.gain(unit) / unit.parameters)
+        low, high = 1, len(ranked)
+        while low < high:
+            middle = (low + high) // 2
+            self.tell(f"the first {middle} of {len(ranked)} by {kind}")
+            if self._kept(ranked[:middle]) >= self.settings.keep:
+                high = middle
+            else:
+                low = middle + 1
+        return self._part(kind, ranked, low)
+
+    def smallest(self, starts: Sequence[_Part], judged: Callable[[Sequence[Unit]], float | None]) -> _Part:
+        """The smallest part that keeps enough of the fall, by judged answers: see the head of this file."""
+        best: _Part | None = None
+        for part in starts:
+            limit = math.inf if best is None else best.parameters
+            grew = False
+            for _ in range(_STEPS):
+                if part.parameters >= limit:
+                    break
+                passed = self._passes(part, judged)
+                if passed:
+                    best, limit = part, part.parameters
+                    if grew or part.number == 1:
+                        break
+                    part = self._part(part.kind, part.ranked, max(1, part.number * 2 // 3))
+                    continue
+                if best is part or (best is not None and best.kind == part.kind) or part.number == len(part.ranked):
+                    break
+                grew = True
+                part = self._part(part.kind, part.ranked, min(len(part.ranked), math.ceil(part.number * 1.5)))
+        if best is None:
+            everything = starts[0]
+            best = self._part(everything.kind, everything.ranked, len(everything.ranked))
+        return best
+
+    def _passes(self, part: _Part, judged: Callable[[Sequence[Unit]], float | None]) -> bool:
+        self.tell(f"answers with {part.number} of {len(part.ranked)} by {part.kind}")
+        kept = judged(part.units)
+        self.tried.append(
+            TriedPart(
+                unit=part.kind,
+                units=part.number,
+                of=len(part.ranked),
+                parameters=part.parameters,
+                preference_kept=self._kept(part.units),
+                fall_kept=kept,
+            )
+        )
+        return kept is not None and kept >= self.settings.keep
+
+    def _part(self, kind: UnitKind, ranked: list[Unit], number: int) -> _Part:
+        return _Part(kind, ranked, number, self.parts.numbers(ranked[:number]))
+
+    def _kept(self, units: Sequence[Unit]) -> float:
+        """Share of the rise of preference with these units on; 1 where it doesn't rise at all."""
+        whole = self.after - self.before
+        if whole <= 0:
+            return 1.0
+        with self.parts.on(units):
+            return (self._preference() - self.before) / whole
+
+    @torch.no_grad()
+    def _preference(self) -> float:
+        policy = self.parts.policy
+        return sum(float(part) for part in _preferences(policy, self.pairs, self.settings.batch_tokens)) / len(
+            self.pairs
+        )
+
+
+def _preferences(policy: Policy, pairs: Sequence[JudgedPair], batch_tokens: int) -> Iterator[Tensor]:
+    """The sum of E over some pairs at a time, by the model as it stands, with its graph."""
+    causal_lm = policy.causal_lm
+    arch = architecture_of(causal_lm)
+    for piece in pair_batches(pairs, policy.device, batch_tokens):
+        batch = piece.batch
+        with evaluating(causal_lm):
+            states = arch.body(input_ids=batch.tokens, attention_mask=batch.mask.long(), use_cache=False)[0]
+            yield piece.preference(mean_logprobs(arch, states, batch)).sum()
+
+
+def _answers(
+    policy: Policy,
+    on: AbstractContextManager[None],
+    prompts: Sequence[PromptText],
+    judge: ToxicityFunction,
+    settings: CausesSettings,
+) -> Answered:
+    """One answer to each prompt, from the same random streams for all models."""
+    requests = [Request(prompt.ids, stream_seed(settings.seed, "minimal", row)) for row, prompt in enumerate(prompts)]
+    tokens: list[tuple[int, ...]] = [()] * len(prompts)
+    with on:
+        for answer in generate(
+            policy,
+            requests,
+            max_new_tokens=settings.max_new_tokens,
+            sampling=GenerationSettings(),
+            batch_tokens=settings.batch_tokens,
+        ):
+            tokens[answer.index] = tuple(answer.tokens)
+    texts = [text_of(policy, one) for one in tokens]
+    return Answered(tokens, texts, list(judge(texts)))
+
+
+def _measured(
+    policy: Policy,
+    on: Callable[[], AbstractContextManager[None]],
+    prompts: Sequence[PromptText],
+    own: Answered,
+    base: Answered,
+    similarity: SimilarityFunction | None,
+    settings: CausesSettings,
+) -> MeasuredPart:
+    """What a model's ``own`` answers are worth; ``on`` switches it on, and ``base`` are the base's answers."""
+    known = [score for score in own.toxicity if score is not None]
+    with using(policy, None):
+        fluent = _logprobs(policy, prompts, own.tokens, settings.batch_tokens)
+        was = _logprobs(policy, prompts, base.tokens, settings.batch_tokens)
+    with on():
+        now = _logprobs(policy, prompts, base.tokens, settings.batch_tokens)
+    close = similarity([prompt.text for prompt in prompts], own.texts) if similarity is not None else []
+    alike = [one for one in close if one is not None]
+    return MeasuredPart(
+        toxicity=float(np.mean(known)) if known else None,
+        toxic_fraction=float(np.mean([score > TOXIC_ABOVE for score in known])) if known else None,
+        perplexity=math.exp(-float(fluent.mean())) if len(fluent) else None,
+        prompt_similarity=float(np.mean(alike)) if alike else None,
+        words=float(np.mean([len(text.split()) for text in own.texts])),
+        drift=float((was - now).mean()) if len(was) else 0.0,
+    )
+
+
+@torch.no_grad()
+def _logprobs(
+    policy: Policy, prompts: Sequence[PromptText], answers: Sequence[Sequence[int]], batch_tokens: int
+) -> Tensor:
+    """Of all answers' tokens under the model as it stands, Float[N]."""
+    rows = row_stats(policy.causal_lm, [prompt.ids for prompt in prompts], answers, batch_tokens)
+    return torch.cat([row.logprobs for row in rows]).double()
+
+
+def _kept(base: Sequence[float | None], whole: Sequence[float | None], part: Sequence[float | None]) -> float | None:
+    """The part's fall of toxicity by the whole's, over answers that all three have a score of."""
+    falls = _falls(base, whole, part)
+    return None if falls is None or falls[0].mean() <= 0 else float(falls[1].mean() / falls[0].mean())
+
+
+def _share_of_fall(
+    base: Sequence[float | None], whole: Sequence[float | None], part: Sequence[float | None]
+) -> ShareOfChange | None:
+    falls = _falls(base, whole, part)
+    found = None if falls is None else ratio_of_means(*falls, 0.2)
+    return None if found is None else ShareOfChange(mean=found.mean, ci95=found.ci95, n=found.n)
+
+
+def _falls(
+    base: Sequence[float | None], whole: Sequence[float | None], part: Sequence[float | None]
+) -> tuple[np.ndarray[tuple[int], np.dtype[np.float64]], np.ndarray[tuple[int], np.dtype[np.float64]]] | None:
+    known = [
+        (was - all_, was - some)
+        for was, all_, some in zip(base, whole, part, strict=True)
+        if was is not None and all_ is not None and some is not None
+    ]
+    if not known:
+        return None
+    both = np.array(known, np.float64)
+    return both[:, 0], both[:, 1]

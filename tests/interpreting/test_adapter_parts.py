@@ -1,0 +1,187 @@
+"""An adapter in parts: together they are the whole, alone they are what their weights say, written they are loaded."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+import torch
+from adapted import FAMILIES, adapted_policy, state_of
+from planted import NEURON, Planted, planted, undo
+from small_models import random_policy
+from test_patching import pairs_of
+
+from rewardlm.config import CausesSettings
+from rewardlm.errors import ModelError
+from rewardlm.interpreting.causes.minimal import PromptText, minimal_adapter
+from rewardlm.interpreting.causes.pairs import AskedOnce, JudgedPair, pair_batches
+from rewardlm.interpreting.causes.parts import UNIT_KINDS, AdapterParts, UnitKind
+from rewardlm.interpreting.causes.sites import mean_logprobs
+from rewardlm.models.architecture import architecture_of
+from rewardlm.models.load import Policy
+from rewardlm.models.lora import load_adapter, using
+
+IDS = torch.tensor([[1, 300, 301, 17, 900, 2, 40]])
+ALL = [*FAMILIES, "falcon_grouped", "qwen3"]
+
+
+def logits(policy: Policy) -> torch.Tensor:
+    with torch.no_grad():
+        found: torch.Tensor = policy.causal_lm(input_ids=IDS).logits
+    return found
+
+
+def preferences(policy: Policy) -> Iterator[torch.Tensor]:
+    arch = architecture_of(policy.causal_lm)
+    for piece in pair_batches(pairs_of(), policy.device, 10**6):
+        states = arch.body(input_ids=piece.batch.tokens, attention_mask=piece.batch.mask.long(), use_cache=False)[0]
+        yield piece.preference(mean_logprobs(arch, states, piece.batch)).sum()
+
+
+@pytest.mark.parametrize("kind", UNIT_KINDS)
+@pytest.mark.parametrize("family", ALL)
+def test_all_parts_are_the_whole_and_no_part_is_the_base(family: str, kind: UnitKind) -> None:
+    policy = adapted_policy(family)
+    before = state_of(policy.model)
+    with using(policy, None):
+        base = logits(policy)
+    with using(policy, "default"):
+        whole = logits(policy)
+    parts = AdapterParts(policy, "default")
+    units = parts.units(kind)
+    with parts.on(units):
+        assert (logits(policy) - whole).abs().max() < 2e-4 * float(whole.abs().max())
+    with parts.on([]):
+        assert torch.equal(logits(policy), base)
+    with parts.on(units[: len(units) // 2]):
+        assert (logits(policy) - whole).abs().max() > 1e-3
+    assert state_of(policy.model) == before
+    # Every number is in some unit: together they keep as many as there are.
+    assert parts.numbers(units) == parts.parameters
+
+
+@pytest.mark.parametrize("kind", UNIT_KINDS)
+@pytest.mark.parametrize("family", ["tiny", "gpt2", "gpt_neox", "falcon_multi_query", "bloom", "opt"])
+def test_gains_add_up_to_the_rise(family: str, kind: UnitKind) -> None:
+    """Integrated gradients are complete (Sundararajan et al. 2017): over units of any kind."""
+    policy = adapted_policy(family)
+    values = {}
+    for name in (None, "default"):
+        with using(policy, name), torch.no_grad():
+            values[name] = sum(float(part) for part in preferences(policy))
+    parts = AdapterParts(policy, "default")
+    with using(policy, "default"):
+        parts.follow(lambda: preferences(policy), points=32)
+    rise = values["default"] - values[None]
+    total = sum(parts.gain(unit) for unit in parts.units(kind))
+    assert total == pytest.approx(rise, abs=0.02 * abs(rise) + 1e-3)
+
+
+@pytest.mark.parametrize("family", ["tiny", "gpt2", "gpt_neox", "falcon_grouped", "bloom", "opt"])
+def test_a_part_is_written_as_an_adapter_that_is_loaded(family: str, tmp_path: Path) -> None:
+    policy = adapted_policy(family)
+    parts = AdapterParts(policy, "default")
+    for kind in UNIT_KINDS:
+        units = parts.units(kind)[1::3]
+        folder = tmp_path / kind
+        numbers = parts.write(units, folder)
+        assert numbers == parts.numbers(units) < parts.parameters
+        with parts.on(units):
+            expected = logits(policy)
+        other = random_policy(family)
+        other.model.load_state_dict(
+            {
+                name.replace(".base_layer", ""): tensor
+                for name, tensor in policy.causal_lm.state_dict().items()
+                if "lora_" not in name
+            }
+        )
+        load_adapter(other, folder)
+        assert (logits(other) - expected).abs().max() < 2e-4 * float(expected.abs().max())
+    config = json.loads((tmp_path / "module" / "adapter_config.json").read_text())
+    assert len(config["target_modules"]) == len(parts.units("module")[1::3])
+    with pytest.raises(ModelError, match="nothing of the adapter is kept"):
+        parts.write([], tmp_path / "none")
+
+
+def test_ranks_come_by_their_size() -> None:
+    """The first rank alone is the best approximation of a module's B·A (Eckart & Young 1936)."""
+    policy = adapted_policy("qwen2")
+    parts = AdapterParts(policy, "default")
+    path, one = next(iter(parts.factors.items()))
+    product = one.scaling * one.kept_b @ one.kept_a
+    assert (one.b @ one.a - product).abs().max() < 1e-5
+    first = parts.masked([unit for unit in parts.units("rank") if unit.name == f"{path} rank 0"])[path]
+    values = torch.linalg.svdvals(product)
+    assert float((first[1] @ first[0] - product).norm()) == pytest.approx(float(values[1:].norm()), rel=1e-3)
+
+
+def judged_pairs(model: Planted) -> list[JudgedPair]:
+    prompts = model.prompts(24)[:12]
+    return [
+        JudgedPair(AskedOnce(tuple(one.prompt), ("prompt",) * len(one.prompt)), tuple(one.toxic), tuple(one.harmless))
+        for one in model.redrawn(prompts)
+    ]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("way", ["rewritten", "avoided", "untouched"])
+def test_the_smallest_adapter_is_what_was_planted(way: str, tmp_path: Path) -> None:
+    """One module and rank does it, and the other modules' random weights don't matter."""
+    model = planted()
+    pairs = judged_pairs(model)
+    undo(model, way)
+    policy = model.policy
+    generator = torch.Generator().manual_seed(1)
+    with torch.no_grad():
+        for module in policy.model.modules():
+            if hasattr(module, "lora_A") and not bool(module.lora_A["default"].weight.any()):
+                a, b = module.lora_A["default"].weight, module.lora_B["default"].weight
+                a.copy_(torch.randn(a.shape, generator=generator) * 0.02)
+                b.copy_(torch.randn(b.shape, generator=generator) * 0.02)
+    prompts = [PromptText(tuple(prompt), "a prompt") for prompt in model.prompts(40)[:20]]
+    result = minimal_adapter(
+        policy,
+        "default",
+        pairs,
+        prompts[:10],
+        prompts[10:],
+        model.judge,
+        None,
+        CausesSettings(max_new_tokens=6),
+        tmp_path / "adapter",
+    )
+    assert result.reason is None
+    assert result.tried
+    layer, name = (1, "down_proj") if way == "untouched" else (0, "down_proj" if way == "rewritten" else "up_proj")
+    config = json.loads((tmp_path / "adapter" / "adapter_config.json").read_text())
+    assert config["target_modules"] == [f"model.layers.{layer}.mlp.{name}"]
+    assert result.kept is not None
+    assert result.kept < 0.4
+    assert result.whole is not None
+    assert result.base is not None
+    assert result.toxicity == pytest.approx(result.whole.toxicity, abs=0.11)
+    assert result.base.toxicity is not None
+    assert result.base.toxicity > 0.6
+    assert result.fall_kept is None or result.fall_kept.mean > 0.8
+    assert NEURON  # the neuron that ``undo`` turns over
+
+
+def test_nothing_to_keep_is_said(tmp_path: Path) -> None:
+    model = planted()
+    pairs = [
+        JudgedPair(AskedOnce((1, 2), ("prompt", "prompt")), (model.harmless[0],), (model.harmless[1],))
+        for _ in range(5)
+    ]
+    undo(model, "avoided")
+    prompts = [PromptText(tuple(prompt), "x") for prompt in model.prompts(20)[10:]]
+    result = minimal_adapter(
+        model.policy, "default", pairs, prompts, prompts, model.judge, None, CausesSettings(max_new_tokens=4),
+        tmp_path / "adapter",
+    )  # fmt: skip
+    assert result.reason is not None
+    assert "not shown to fall on the 10 prompts" in result.reason
+    assert result.adapter is None
+    assert not (tmp_path / "adapter").exists()

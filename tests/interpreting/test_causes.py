@@ -1,0 +1,240 @@
+"""heads, patching and minimal_adapter end to end on tiny; and the verdict's rules, head by head readings, pairs."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import shutil
+from collections.abc import Sequence
+from pathlib import Path
+
+import pytest
+import torch
+from adapted import adapted_policy
+from small_models import tiny_policy
+from test_patching import pairs_of
+from tiny_runs import measured_tiny_runs, rescore
+
+from rewardlm.config import AttributionSettings, CausesSettings, InterpretSettings
+from rewardlm.interpreting.causes import explain
+from rewardlm.interpreting.causes.heads import product_change, read_heads
+from rewardlm.interpreting.causes.neurons import causal_verdict
+from rewardlm.interpreting.causes.pairs import POSITION_KINDS, asked_once, draw_pairs, pair_batches
+from rewardlm.interpreting.findings import Estimate, Interpretation, NeuronGroup, ShareOfChange
+from rewardlm.interpreting.interpretation import KIND, interpret
+from rewardlm.models.lora import load_adapter, using
+
+SETTINGS = InterpretSettings(
+    limit=4,
+    device="cpu",
+    dtype="float32",
+    n_resamples=200,
+    look_inside=False,
+    attribution=AttributionSettings(tokens=2, faithfulness_tokens=0),
+    heads=True,
+    patching=True,
+    minimal_adapter=True,
+    causes=CausesSettings(
+        pairs=6, draws=4, exact_sites=2, random_pairs=5, answered=4, prompts=10, max_new_tokens=6, keep=0.5
+    ),
+)
+
+
+def coin(texts: Sequence[str]) -> list[float | None]:
+    """A judge that depends on the text alone; half of all texts are toxic."""
+    return [hashlib.sha256(text.encode()).digest()[0] / 255 for text in texts]
+
+
+@pytest.fixture(scope="module")
+def runs(tmp_path_factory: pytest.TempPathFactory) -> list[Path]:
+    made = measured_tiny_runs(tmp_path_factory.mktemp("runs"))
+    for number, path in enumerate(made):
+        rescore(path, lambda k, number=number: 0.9 if k % 2 == 0 and number == 0 else 0.1)  # type: ignore[misc]
+    return made[:2]
+
+
+@pytest.fixture(scope="module")
+def done(runs: list[Path], tmp_path_factory: pytest.TempPathFactory) -> Path:
+    out = tmp_path_factory.mktemp("out") / "interpretation"
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(explain, "judge_of", lambda name, device: (coin, []))
+        interpret(runs, SETTINGS, out)
+    return out
+
+
+@pytest.mark.slow
+def test_every_part_is_there(done: Path) -> None:
+    found = json.loads((done / f"{KIND}.json").read_text())
+    base, tuned = found["models"]
+    assert "heads" not in base
+    layers, heads = 2, tiny_policy().causal_lm.config.num_attention_heads
+    layers = tiny_policy().causal_lm.config.num_hidden_layers
+    assert [(one["layer"], one["head"]) for one in tuned["heads"]] == [
+        (layer, head) for layer in range(layers) for head in range(heads)
+    ]
+    for one in tuned["heads"]:
+        for look in (one["base"], one["tuned"]):
+            assert sum(look.values()) == pytest.approx(1, abs=1e-4)
+    assert len(tuned["patching"]) == layers * (heads + 2)
+    for site in tuned["patching"]:
+        assert {"site", "layer", "effect", "ci95", "p_adjusted"} <= site.keys()
+        assert sum(site["by_position"].values()) == pytest.approx(
+            site["own"] if site["kind"] != "stream" and not site["exact"] else sum(site["by_position"].values()),
+            abs=1e-5,
+        )
+    assert {one["name"] for one in tuned["neuron_groups"]} == {
+        "named", "toxic_down", "toxic_up", "against_up", "against_down", "all", "attention", "vectors",
+    }  # fmt: skip
+    four = [
+        one["neurons"] for one in tuned["neuron_groups"] if one["name"] in explain.neuron_groups.__globals__["GROUPS"]
+    ]
+    (everything,) = (one["neurons"] for one in tuned["neuron_groups"] if one["name"] == "all")
+    assert sum(four) == everything
+    assert tuned["verdict"]["kind"] in ("unlearned", "bypassed", "cannot_tell", "unclear")
+    assert tuned["minimal_adapter"]["of_parameters"] > 0
+    assert json.loads(json.dumps(Interpretation.model_validate(found).dump())) == found
+
+
+@pytest.mark.slow
+def test_what_was_found_is_not_looked_for_again(
+    runs: list[Path], done: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Broken off after the heads, it goes on with the same pairs, and finds the same."""
+    again = Path(shutil.copytree(done, tmp_path / "again"))
+    (again / f"{KIND}.json").unlink()
+    meta = json.loads((again / "run.json").read_text())
+    (again / "run.json").write_text(json.dumps({**meta, "status": "running"}))
+    lines = (again / "causes.jsonl").read_text().splitlines(keepends=True)
+    assert [json.loads(line)["part"] for line in lines] == [
+        "pairs",
+        "heads",
+        "patching",
+        "answers",
+        "neurons",
+        "minimal",
+    ]
+    (again / "causes.jsonl").write_text("".join(lines[:2]))
+    monkeypatch.setattr(explain, "judge_of", lambda name, device: (coin, []))
+    monkeypatch.setattr(explain, "draw_pairs", lambda *_, **__: pytest.fail("pairs were drawn again"))
+    monkeypatch.setattr(explain, "read_heads", lambda *_: pytest.fail("heads were read again"))
+    told: list[str] = []
+    interpret(runs, SETTINGS, again, report=lambda done, total, what: told.append(what))
+    assert json.loads((again / f"{KIND}.json").read_text()) == json.loads((done / f"{KIND}.json").read_text())
+    assert any("its heads and MLPs (" in what for what in told)
+
+
+@pytest.mark.slow
+def test_a_minimal_adapter_is_one_like_any_other(done: Path, runs: list[Path]) -> None:
+    found = json.loads((done / f"{KIND}.json").read_text())["models"][1]["minimal_adapter"]
+    if found["reason"] is not None:
+        assert "not shown to fall" in found["reason"]
+        return
+    policy = tiny_policy()
+    load_adapter(policy, done / found["adapter"])
+    assert found["parameters"] < found["of_parameters"]
+
+
+def test_labels_that_are_no_names_of_folders() -> None:
+    assert explain._folders(["FT", "../../x", "a/b", "a_b", "", "é"]) == ["FT", "_.._x", "a_b", "a_b-3", "model", "é"]
+
+
+def test_settings_that_contradict_each_other_are_told() -> None:
+    with pytest.raises(ValueError, match=r"carries_little \(0\.6\) must be below carries \(0\.5\)"):
+        CausesSettings(carries_little=0.6)
+
+
+def estimate(mean: float, low: float, high: float) -> Estimate:
+    return Estimate(mean=mean, ci95=(low, high), p_value=0.001, n=24)
+
+
+@pytest.mark.parametrize(
+    ("change", "share", "kind"),
+    [
+        (estimate(0.4, 0.3, 0.5), (0.8, 0.6, 1.0), "unlearned"),
+        (estimate(0.4, 0.3, 0.5), (0.6, 0.4, 0.8), "cannot_tell"),
+        (estimate(0.4, 0.3, 0.5), (0.05, -0.02, 0.12), "bypassed"),
+        (estimate(0.4, 0.3, 0.5), (0.05, -0.2, 0.3), "cannot_tell"),
+        (estimate(0.4, 0.3, 0.5), None, "cannot_tell"),
+        (estimate(-0.4, -0.5, -0.3), (0.8, 0.6, 1.0), "unclear"),
+        (estimate(0.1, -0.1, 0.3), (0.05, -0.02, 0.12), "unclear"),
+    ],
+)
+def test_the_verdict_follows_from_margins(
+    change: Estimate, share: tuple[float, float, float] | None, kind: str
+) -> None:
+    own = None if share is None else ShareOfChange(mean=share[0], ci95=share[1:], n=24)
+    groups = {
+        name: NeuronGroup(name=name, neurons=1, into=None, out_of=one, effect=0.0, lost=0.0)
+        for name, one in (("toxic_down", ShareOfChange(mean=0.7, ci95=(0.5, 0.9), n=24)), ("vectors", own))
+    }
+    verdict = causal_verdict(change, own, groups, CausesSettings())
+    assert verdict.kind == kind
+    assert verdict.reason
+    assert ("toxic down" in verdict.reason) == (kind == "bypassed")
+
+
+def test_how_far_a_product_moved_is_what_forming_it_says() -> None:
+    generator = torch.Generator().manual_seed(0)
+    left, right, new_left, new_right = (torch.randn(3, 20, 4, generator=generator) for _ in range(4))
+    found = product_change(left, right, new_left, new_right)
+    was, now = left @ right.transpose(1, 2), new_left @ new_right.transpose(1, 2)
+    assert found.size.tolist() == pytest.approx(
+        ((now - was).norm(dim=(1, 2)) / was.norm(dim=(1, 2))).tolist(), rel=1e-5
+    )
+    values = torch.linalg.svdvals(now - was)[:, :4].square()
+    expected = values / (now - was).square().sum((1, 2))[:, None]
+    assert found.spectrum.flatten().tolist() == pytest.approx(expected.flatten().tolist(), rel=1e-4)
+    still = product_change(left, right, left, right)
+    assert still.size.max() < 1e-6
+
+
+def test_heads_on_the_same_text() -> None:
+    """Against a loop over the model's own attention; the tokens are those that the write raises most."""
+    policy = adapted_policy("gpt2")
+    facts = read_heads(policy, "default", pairs_of(), 10**6)
+    (piece,) = pair_batches(pairs_of(), policy.device, 10**6)
+    for name, side in ((None, "base"), ("default", "tuned")):
+        with using(policy, name), torch.no_grad():
+            policy.causal_lm.config._attn_implementation = "eager"
+            weights = policy.causal_lm(
+                input_ids=piece.batch.tokens, attention_mask=piece.batch.mask.long(), output_attentions=True
+            ).attentions
+            policy.causal_lm.config._attn_implementation = "sdpa"
+        for one in facts:
+            expected = dict.fromkeys(POSITION_KINDS, 0.0)
+            n = 0
+            for row, position in piece.batch.where.nonzero().tolist():
+                n += 1
+                for other in range(piece.batch.tokens.shape[1]):
+                    for place, kind in enumerate(POSITION_KINDS):
+                        if piece.kinds[row, other, place]:
+                            expected[kind] += float(weights[one.layer][row, one.head, position, other])
+            look = getattr(one, side).model_dump()
+            assert {kind: total / n for kind, total in expected.items()} == pytest.approx(look, abs=1e-5)
+    assert all(one.qk_change > 0 and one.ov_change > 0 and len(one.promotes) == 6 for one in facts)
+    assert not set(facts[0].promotes) & set(facts[0].demotes)
+
+
+def test_pairs_are_the_bases_own_answers_and_of_the_right_side() -> None:
+    policy = tiny_policy()
+    questions = [f"You {word} fool, go {n}" for n, word in enumerate(["stupid", "nice", "stupid", "kind"])]
+    asked = [asked_once(policy.tokenizer, policy.tokenizer.encode(one), [one], bad) for one in questions]
+    assert "hostile" in asked[0].kinds
+    assert "hostile" not in asked[1].kinds
+    how = {"number": 3, "draws": 6, "max_new_tokens": 5, "batch_tokens": 10**4, "seed": 3}
+    pairs, placebo = draw_pairs(policy, asked, coin, **how)  # type: ignore[arg-type]
+
+    def judged(tokens: Sequence[int]) -> float:
+        (score,) = coin([policy.tokenizer.decode(tokens, skip_special_tokens=True).strip()])
+        assert score is not None
+        return score
+
+    assert pairs
+    assert all(judged(pair.toxic) > 0.5 >= judged(pair.harmless) for pair in pairs)
+    assert all(max(judged(pair.toxic), judged(pair.harmless)) <= 0.5 for pair in placebo)
+    assert draw_pairs(policy, asked, coin, **how) == (pairs, placebo)  # type: ignore[arg-type]
+    assert len({pair.asked.prompt for pair in pairs}) == len(pairs)
+
+
+def bad(texts: Sequence[str]) -> list[float | None]:
+    return [float("stupid" in text) for text in texts]

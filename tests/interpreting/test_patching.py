@@ -1,0 +1,220 @@
+"""One model's values put into another: against the adapter's weights switched on in part, and against itself."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import pytest
+import torch
+from adapted import FAMILIES, PROMPTS, RESPONSES, adapted_policy, state_of
+from known_changes import KINDS, ChangeKind, Known, analysed, found, plant
+
+from rewardlm.config import CausesSettings, GenerationSettings
+from rewardlm.interpreting.causes.pairs import AskedOnce, JudgedPair, pair_batches
+from rewardlm.interpreting.causes.parts import AdapterParts
+from rewardlm.interpreting.causes.patched_answers import answers_under_patch
+from rewardlm.interpreting.causes.patching import exact_effects, patch_sites, site_effects, sites_to_patch
+from rewardlm.interpreting.causes.sites import (
+    Patch,
+    Site,
+    by_itself,
+    record,
+    run_from,
+    sites_of,
+    with_patch,
+    with_stream,
+)
+from rewardlm.models.architecture import adapter_layers
+from rewardlm.models.generate import Request, generate
+from rewardlm.models.load import Policy
+from rewardlm.models.lora import scaled, using
+
+# Families in which no two heads share keys: there the adapter of one head can be switched on by its weights.
+APART = ["gpt2", "gpt_neox", "gpt_neox_serial", "falcon_alibi", "bloom", "gpt_neo", "opt"]
+ALL = [*FAMILIES, "falcon_grouped", "qwen3"]
+
+
+def pairs_of() -> list[JudgedPair]:
+    found = []
+    for number, prompt in enumerate(PROMPTS):
+        asked = AskedOnce(tuple(prompt), ("template", *["prompt"] * (len(prompt) - 2), "hostile"))
+        found.append(JudgedPair(asked, tuple(RESPONSES[number]), tuple(RESPONSES[number - 1])))
+    return found
+
+
+def logprobs(policy: Policy, name: str | None, rows: Sequence[int]) -> torch.Tensor:
+    """Mean log-probabilities of the answers of these pairs by a plain pass of each text."""
+    found = []
+    with using(policy, name), torch.no_grad():
+        for side in ("toxic", "harmless"):
+            for pair in (pairs_of()[row] for row in rows):
+                prompt, answer = pair.asked.prompt, getattr(pair, side)
+                logits = policy.causal_lm(input_ids=torch.tensor([[*prompt, *answer]])).logits[0]
+                plain = logits[len(prompt) - 1 : -1].log_softmax(-1)
+                found.append(float(plain.gather(-1, torch.tensor(answer)[:, None]).mean()))
+    return torch.tensor(found)
+
+
+@pytest.mark.parametrize("family", ALL)
+def test_all_writes_together_make_the_other_model(family: str) -> None:
+    """The stream is a sum of writes: with the tuned model's heads and MLPs the base is the tuned model; so it is with
+    its last stream. With nothing, or from any layer on, it is the base."""
+    policy = adapted_policy(family)
+    causal_lm = policy.causal_lm
+    before = state_of(policy.model)
+    (piece,) = pair_batches(pairs_of(), policy.device, 10**6)
+    with using(policy, None):
+        base = record(causal_lm, piece.batch)
+    with using(policy, "default"):
+        tuned = record(causal_lm, piece.batch)
+    close = {"abs": 2e-5, "rel": 1e-5}
+    assert base.logprobs.tolist() == pytest.approx(logprobs(policy, None, piece.rows).tolist(), **close)
+    assert tuned.logprobs.tolist() == pytest.approx(logprobs(policy, "default", piece.rows).tolist(), **close)
+    assert (base.logprobs - tuned.logprobs).abs().max() > 0.05
+    writes = [site for site in sites_of(causal_lm) if site.kind != "stream"]
+    for receiver, donor, name in ((base, tuned, None), (tuned, base, "default")):
+        with using(policy, name):
+            everything = with_patch(causal_lm, piece.batch, receiver, Patch.of(donor, writes))
+            assert everything.tolist() == pytest.approx(donor.logprobs.tolist(), abs=2e-4)
+            last = len(receiver.stream) - 1
+            whole = with_stream(causal_lm, piece.batch, receiver, donor, last, None)
+            assert whole.tolist() == pytest.approx(donor.logprobs.tolist(), **close)
+            for layer in range(last + 1):
+                again = run_from(causal_lm, piece.batch, layer, receiver.stream[layer], receiver)
+                assert again.tolist() == pytest.approx(receiver.logprobs.tolist(), **close)
+    assert state_of(policy.model) == before
+
+
+@pytest.mark.parametrize("family", APART)
+def test_a_site_by_itself_is_the_adapter_on_in_this_site_alone(family: str) -> None:
+    policy = adapted_policy(family)
+    causal_lm = policy.causal_lm
+    (piece,) = pair_batches(pairs_of(), policy.device, 10**6)
+    with using(policy, None):
+        base = record(causal_lm, piece.batch)
+    with using(policy, "default"):
+        alone = by_itself(causal_lm, base)
+    parts = AdapterParts(policy, "default")
+    tried = 0
+    for unit in parts.units("head"):
+        kind, _, place = unit.name.partition(" ")
+        if kind not in ("head", "mlp"):
+            continue
+        layer, _, head = place.partition(".")
+        site = Site("head", int(layer), int(head)) if kind == "head" else Site("mlp", int(layer))
+        with using(policy, None):
+            patched = with_patch(causal_lm, piece.batch, base, Patch.of(alone, [site]))
+        with parts.on([unit]):
+            by_weights = record(causal_lm, piece.batch).logprobs
+        assert patched.tolist() == pytest.approx(by_weights.tolist(), abs=3e-5)
+        tried += 1
+    assert tried == 2 * (4 + 1)
+
+
+@pytest.mark.parametrize("family", ["tiny", "gpt2", "falcon_multi_query", "bloom", "opt"])
+def test_estimates_are_the_effects_of_a_small_change(family: str) -> None:
+    """A gradient knows small changes: with the adapter at a hundredth, estimates and exact effects agree."""
+    policy = adapted_policy(family)
+    pairs = pairs_of()
+    sites = sites_of(policy.causal_lm)
+    layers = list(adapter_layers(policy.causal_lm).values())
+    with scaled(layers, 1e-2):
+        (estimated,) = site_effects(policy, pairs, [lambda: using(policy, "default")], 10**6)
+        exact = exact_effects(policy, pairs, "default", sites, 10**6)
+    for guess, known in ((estimated.through.sum(-1), exact.into), (estimated.own.sum(-1), exact.own)):
+        for column, site in enumerate(sites):
+            if known is exact.own and site.kind == "stream":
+                continue
+            scale = abs(known[:, column]).max()
+            assert guess[:, column] == pytest.approx(known[:, column], abs=0.08 * scale + 5e-6), site.name
+    assert exact.into.shape == (len(pairs), len(sites))
+
+
+def test_positions_of_an_estimate_add_up_and_hold_the_right_tokens() -> None:
+    policy = adapted_policy("tiny")
+    pairs = pairs_of()
+    (whole,) = site_effects(policy, pairs, [lambda: using(policy, "default")], 10**6)
+    nobody = [
+        JudgedPair(AskedOnce(pair.asked.prompt, ("template",) * len(pair.asked.prompt)), pair.toxic, pair.harmless)
+        for pair in pairs
+    ]
+    (other,) = site_effects(policy, nobody, [lambda: using(policy, "default")], 10**6)
+    assert other.through.sum(-1) == pytest.approx(whole.through.sum(-1), abs=1e-6)
+    assert other.through[..., 1:3].any() == False  # noqa: E712 (an array's)
+    assert other.through[..., 0] == pytest.approx(whole.through[..., :3].sum(-1), abs=1e-6)
+    # In pieces as small as one pair, it is the same.
+    (pieces,) = site_effects(policy, pairs, [lambda: using(policy, "default")], 1)
+    assert pieces.through == pytest.approx(whole.through, abs=1e-5)
+
+
+def answers_of(policy: Policy, name: str | None, prompts: Sequence[Sequence[int]], seeds: list[int]) -> list[list[int]]:
+    requests = [Request(tuple(prompt), seed) for prompt, seed in zip(prompts, seeds, strict=True)]
+    found: list[list[int]] = [[] for _ in prompts]
+    with using(policy, name):
+        for answer in generate(policy, requests, max_new_tokens=12, sampling=GenerationSettings()):
+            found[answer.index] = answer.tokens
+    return found
+
+
+@pytest.mark.parametrize("family", ["tiny", "gpt2", "gpt_neox", "bloom", "mistral_sliding", "opt"])
+def test_answers_under_a_patch(family: str) -> None:
+    """Without a patch they are the model's own; with all heads and MLPs of the other model, that one's."""
+    policy = adapted_policy(family)
+    prompts = [*PROMPTS, [5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15]]
+    seeds = [11, 12, 13, 14]
+    everything = [site for site in sites_of(policy.causal_lm) if site.kind != "stream"]
+    own = {name: answers_of(policy, name, prompts, seeds) for name in (None, "default")}
+    assert own[None] != own["default"]
+    for receiver, donor in ((None, "default"), ("default", None)):
+        for sites, whose in (([], receiver), (everything, donor)):
+            answers = answers_under_patch(
+                policy, prompts, receiver=receiver, donor=donor, sites=sites, max_new_tokens=12, seeds=seeds
+            )
+            assert answers == own[whose]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("seed", range(2))
+@pytest.mark.parametrize("kind", KINDS)
+def test_what_was_planted_is_found_blind(kind: ChangeKind, seed: int) -> None:
+    """``make prove-inside`` does so a hundred times each."""
+    known = plant(kind, seed)
+    assert found(known, analysed(known))
+
+
+def test_a_claim_needs_both_tests() -> None:
+    """Consistent over prompts, but no more than a random adapter does: no claim. So with the roles exchanged."""
+    known: Known = plant("head", 0)
+    sites, facts = patch_sites(known.policy, "default", known.pairs, known.placebo, CausesSettings())
+    origin = next(one for one in sites if one.origin)
+    assert origin.own_p_adjusted is not None
+    assert origin.own_p_adjusted < 0.05
+    assert origin.own_p_random == pytest.approx(1 / 21)
+    consistent = [one for one in sites if (one.p_adjusted or 1) < 0.05 and (one.p_random or 0) > 0.05]
+    assert all(not one.claimed for one in consistent)
+    assert facts.origins == [origin.site]
+    assert facts.placebo_claimed == 0
+    assert facts.rank_correlation is not None
+    assert facts.rank_correlation > 0.9
+    # The last stream holds all of the change.
+    last = next(one for one in sites if one.kind == "stream" and one.layer == 3)
+    assert last.effect == pytest.approx(facts.after - facts.before, abs=1e-5)
+    assert last.out_of is None or last.out_of == pytest.approx(last.effect, abs=1e-5)
+
+
+def test_fewer_than_five_prompts_claim_nothing() -> None:
+    known = plant("head", 0)
+    sites, _ = patch_sites(known.policy, "default", known.pairs[:4], [], CausesSettings())
+    assert not any(one.claimed or one.origin for one in sites)
+    assert all(one.ci95 is None for one in sites)
+
+
+def test_which_sites_are_patched() -> None:
+    sites = [*(Site("head", 0, head) for head in range(20)), *(Site("stream", layer) for layer in range(1, 9))]
+    through = torch.arange(28.0).numpy()
+    own = torch.arange(28.0).flip(0).numpy()
+    closely, chosen = sites_to_patch(sites, through, own, 4)
+    assert closely == {19, 0, 18, 1}
+    assert closely <= set(chosen)
+    assert len(chosen) == 4 + 4 + 2
+    assert sites[chosen[-1]] == Site("stream", 8)
