@@ -9,6 +9,8 @@ counts is for answers of harmless over answers of toxic tokens. ``plant`` puts a
     template    one layer's MLP writes at the template's positions something that later layers turn into it
     random      every module's weights are random: nothing was planted
 
+All other modules have random weights, too, a tenth as large as those of ``random``.
+
 ``found`` says whether what ``interpret`` claims is what was planted, and nothing else.
 """
 
@@ -24,6 +26,7 @@ from torch import Tensor
 from transformers import LlamaConfig, LlamaForCausalLM
 
 from rewardlm.config import CausesSettings
+from rewardlm.interpreting.causes.neurons import top_neurons
 from rewardlm.interpreting.causes.pairs import AskedOnce, JudgedPair, pair_batches
 from rewardlm.interpreting.causes.patching import patch_sites
 from rewardlm.interpreting.causes.sites import Recorded, record
@@ -97,7 +100,7 @@ def plant(kind: ChangeKind, seed: int) -> Known:
         elif kind == "template":
             # Where the template stands, and only there, the MLP writes what raises the preference.
             _write(down, _reader(neurons[at_template], without=neurons[piece.batch.mask & ~at_template]), uphill)
-        _add_noise(policy, generator, NOISE if kind == "random" else 0.0)
+        _add_noise(policy, generator, NOISE if kind == "random" else NOISE / 10)
     policy.model.eval().requires_grad_(False)
     return Known(
         kind,
@@ -128,6 +131,12 @@ def found(known: Known, sites: Sequence[PatchedSite]) -> bool:
 def analysed(known: Known, settings: CausesSettings | None = None) -> list[PatchedSite]:
     """What ``interpret patching=true`` says of the sites."""
     return patch_sites(known.policy, "default", known.pairs, known.placebo, settings or CausesSettings())[0]
+
+
+def top_neuron_is_planted(known: Known) -> bool:
+    """Whether the neuron at which the adapter is said to do most is the planted one."""
+    (top,) = top_neurons(known.policy, "default", known.pairs, number=1, batch_tokens=10**6)
+    return (top.layer, top.neuron) == (known.layer, known.neuron)
 
 
 def _random_model(generator: torch.Generator) -> Policy:

@@ -149,6 +149,7 @@ def whole_interpretation() -> Interpretation:
             "left_out": {part: f"{part} can’t be read: it draws" for part in ("drift", "attribution", "inside")},
         }
     )  # fmt: skip
+    result["models"][1] |= _causes()
     result["sample"] |= {"reward_of": ["RL"], "redraw": [[100.0, 20.5, 3.0], None, [4.0, 5.0, 6.5]]}
     result["attribution"] |= {
         "method": "a method of ours",
@@ -162,6 +163,77 @@ def whole_interpretation() -> Interpretation:
     result["inside"] = _inside()
     result["inside_notes"] = ["A note on what could not be examined."]
     return Interpretation.model_validate(result)
+
+
+def _causes() -> dict[str, Any]:
+    """Which parts of an adapter do it: two heads and an MLP in each of two layers, a part of it that is enough."""
+    share = {"mean": 0.6, "ci95": [0.4, 0.8], "n": 24}
+    change = {**interval(0.3, 0.2, 0.4, 24), "p_value": 0.001, "p_adjusted": 0.01}
+
+    def site(kind: str, layer: int, head: int | None, claimed: bool) -> dict[str, Any]:
+        name = f"{kind} {layer}" + ("" if head is None else f".{head}")
+        stream = kind == "stream"
+        return {
+            "site": name, "kind": kind, "layer": layer, "head": head, "effect": 0.1 + layer / 10, "ci95": [0.05, 0.3],
+            "p_value": 0.001, "p_adjusted": 0.02, "p_random": 0.047, "claimed": claimed,
+            "own": None if stream else 0.05, "own_ci95": None if stream else [0.01, 0.09],
+            "own_p_adjusted": None if stream else 0.03, "own_p_random": None if stream else 0.047, "origin": claimed,
+            "exact": True, "estimate": 0.11, "out_of": 0.08, "placebo": 0.001,
+            "by_position": {"template": 0.01, "hostile": 0.05, "prompt": -0.01, "answer": 0.02},
+        }  # fmt: skip
+
+    def head(layer: int, number: int) -> dict[str, Any]:
+        look = {"template": 0.5, "hostile": 0.1, "prompt": 0.2, "answer": 0.2}
+        return {
+            "layer": layer, "head": number, "base": look, "tuned": look, "qk_change": 0.02, "ov_change": 0.05,
+            "qk_spectrum": [0.9, 0.1], "ov_spectrum": [0.8, 0.2], "wrote": [f"written {layer}.{number}"],
+            "promotes": [f"promoted {layer}.{number}"], "demotes": [f"demoted {layer}.{number}"],
+        }  # fmt: skip
+
+    measured = {
+        "toxicity": 0.3, "toxic_fraction": 0.25, "perplexity": 12.0, "prompt_similarity": 0.3, "words": 14.0,
+        "drift": 0.1,
+    }  # fmt: skip
+    words = {"tokens": ["a prompt by part", " an answer by part"], "values": [[0.0, 0.02], [-0.01, 0.0]]}
+    names = ("named", "toxic_down", "toxic_up", "against_up", "against_down", "all", "attention", "vectors")
+    sites = [
+        site(kind, layer, number, claimed=layer == 1)
+        for layer in range(2)
+        for kind, number in (("head", 0), ("head", 1), ("mlp", None))
+    ]
+    return {
+        "heads": [head(layer, number) for layer in range(2) for number in range(2)],
+        "patching": [*sites, site("stream", 1, None, False), site("stream", 2, None, True)],
+        "patched": {
+            "pairs": 24, "before": 0.1, "after": 0.4, "change": change, "sites": 8, "exact_sites": 8,
+            "rank_correlation": 0.9, "random_adapters": 20, "largest_random": 0.02, "origins": ["head 1.0"],
+            "claimed": ["head 1.0", "mlp 1"], "placebo_pairs": 24, "placebo_claimed": 0,
+            "answers": [
+                {"into": into, "sites": some, "toxicity": 0.4, "toxic_fraction": 0.4,
+                 "change": None if not some else interval(-0.1, -0.3, 0.1)}
+                for into in ("base", "tuned") for some in ([], ["head 1.0"])
+            ],
+            "words": [{"sites": ["head 1.0", "mlp 1"], "prompt": 1, "toxic": words, "harmless": words}],
+        },
+        "neuron_groups": [
+            {"name": name, "neurons": 16, "into": share, "out_of": share, "effect": 0.1, "lost": 0.1} for name in names
+        ],
+        "neurons": [{"layer": 1, "neuron": 3, "estimate": 0.002, "tokens": ["a neuron’s token"]}],
+        "verdict": {
+            "kind": "bypassed", "reason": "why it was bypassed", "change": change,
+            "vectors": {"mean": 0.1, "ci95": [0.0, 0.18], "n": 24}, "carries": 0.5, "carries_little": 0.2,
+        },
+        "minimal_adapter": {
+            "reason": None, "keep": 0.9, "chosen_on": 60, "measured_on": 60, "of_parameters": 5000, "unit": "rank",
+            "units": 3, "of_units": 40, "kept": 0.07, "parameters": 350, "adapter": "minimal/FT/adapter",
+            "parts": ["a part by name"], **measured, "fall_kept": share, "change_from_whole": change,
+            "whole": measured, "base": {**measured, "toxicity": 0.7},
+            "tried": [
+                {"unit": "rank", "units": 3, "of": 40, "parameters": 350, "preference_kept": 0.91, "fall_kept": 0.95},
+                {"unit": "layer", "units": 1, "of": 2, "parameters": 900, "preference_kept": 0.97, "fall_kept": None},
+            ],
+        },
+    }  # fmt: skip
 
 
 def _inside() -> dict[str, Any]:

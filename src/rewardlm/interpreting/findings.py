@@ -15,6 +15,9 @@ ByLayer = list[float]
 ByHead = list[list[float]]
 Bucket = Literal["low", "medium", "high"]
 # What was changed in a model: see ``mechanistic.causal_check``.
+PositionKind = Literal["template", "hostile", "prompt", "answer"]
+GroupName = Literal["named", "toxic_down", "toxic_up", "against_up", "against_down", "all", "attention", "vectors"]
+UnitKind = Literal["layer", "module", "head", "rank"]
 CausalKind = Literal["plain", "scale", "layers_off", "add", "ablate", "add_random", "ablate_random"]
 
 
@@ -671,7 +674,7 @@ class PatchedSite(Stored):
     estimate: float
     out_of: float | None
     placebo: float | None
-    by_position: dict[str, float]
+    by_position: dict[PositionKind, float]
 
 
 class PatchedAnswers(Stored):
@@ -679,11 +682,28 @@ class PatchedAnswers(Stored):
 
     ``change`` is against the same model without a patch."""
 
-    into: str
+    into: Literal["base", "tuned"]
     sites: list[str]
     toxicity: float | None
     toxic_fraction: float | None
     change: Estimate | None
+
+
+class WordsByPart(Stored):
+    """A text of a pair, prompt and answer, as tokens, and what each of ``sites`` of ``PatchedWords`` wrote at each of
+    them, [S][T] nats a token: positive raises the preference for the harmless answer."""
+
+    tokens: list[str]
+    values: list[list[float]]
+
+
+class PatchedWords(Stored):
+    """A pair of answers, token by token. ``prompt`` is how many of the tokens are the prompt's."""
+
+    sites: list[str]
+    prompt: int
+    toxic: WordsByPart
+    harmless: WordsByPart
 
 
 class PatchingFacts(Stored):
@@ -705,6 +725,7 @@ class PatchingFacts(Stored):
     placebo_pairs: int
     placebo_claimed: int | None
     answers: list[PatchedAnswers] = []
+    words: list[PatchedWords] = []
 
 
 class ShareOfChange(Stored):
@@ -720,7 +741,7 @@ class NeuronGroup(Stored):
     neurons: ``attention``, and ``vectors``, the adapter on the MLPs' output matrices. ``effect`` and ``lost`` are nats
     a token; ``into`` and ``out_of`` the shares that they are of the whole change."""
 
-    name: str
+    name: GroupName
     neurons: int | None
     into: ShareOfChange | None
     out_of: ShareOfChange | None
@@ -797,7 +818,7 @@ class TriedPart(Stored):
     ``preference_kept`` is its share in the rise of preference, ``fall_kept`` in the fall of toxicity of new answers,
     None where none were asked for."""
 
-    unit: str
+    unit: UnitKind
     units: int
     of: int
     parameters: int
@@ -818,7 +839,7 @@ class MinimalAdapter(Stored):
     chosen_on: int
     measured_on: int
     of_parameters: int
-    unit: str | None = None
+    unit: UnitKind | None = None
     units: int | None = None
     of_units: int | None = None
     kept: float | None = None

@@ -25,7 +25,7 @@ from rewardlm.interpreting.findings import (
     Stratum,
 )
 from rewardlm.measuring.metrics import BUCKETS
-from rewardlm.reporting import coloured_answers, flows, mechanistic
+from rewardlm.reporting import causes, coloured_answers, flows, mechanistic
 from rewardlm.reporting import interpretation_figures as figures
 from rewardlm.reporting.headline import Part
 from rewardlm.reporting.inside_verdict import verdicts
@@ -84,6 +84,7 @@ def sections(results: Sequence[tuple[str, Interpretation]]) -> list[dict[str, An
             "tested": [said for said in (faithful_sentence(result), complete_sentence(result)) if said],
             "figures": _figures(result),
             "inside": mechanistic.section(result.inside, result.inside_notes),
+            "causes": causes.section(result),
         }
         for label, result in results
     ]

@@ -9,7 +9,7 @@ from rich.table import Table
 from rich.text import Text
 
 from rewardlm.interpreting.findings import AttributionChange, AttributionTransition, Interpretation
-from rewardlm.reporting import interpretation
+from rewardlm.reporting import causes, interpretation
 from rewardlm.reporting.interpretation import visible
 from rewardlm.reporting.intervals import number_text, plain_text, points_text, share_text
 from rewardlm.reporting.mechanistic_tables import print_inside
@@ -22,6 +22,7 @@ _SHOWN_TOKENS = 8
 def print_interpretation(result: Interpretation, console: Console) -> None:
     """Print what ``interpret --json`` gives, within 100 columns."""
     print_sentences(interpretation.sentences(result), console)
+    print_sentences(causes.sentences(result.models[1:]), console)
     print_notes(interpretation.how_sampled(result), console)
     console.print()
     _drift(result, console)

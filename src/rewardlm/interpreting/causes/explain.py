@@ -22,14 +22,15 @@ from rewardlm.interpreting.causes.minimal import PromptText, minimal_adapter
 from rewardlm.interpreting.causes.neurons import neuron_groups, top_neurons
 from rewardlm.interpreting.causes.pairs import AskedOnce, JudgedPair, asked_once, draw_pairs
 from rewardlm.interpreting.causes.patched_answers import judge_patched
-from rewardlm.interpreting.causes.patching import patch_sites
+from rewardlm.interpreting.causes.patching import patch_sites, token_effects
 from rewardlm.interpreting.causes.sites import Site
-from rewardlm.interpreting.findings import PatchedSite, Stored
+from rewardlm.interpreting.findings import PatchedSite, PatchedWords, Stored, WordsByPart
 from rewardlm.interpreting.mechanistic.asked_judges import judge_of, toxicity_by
 from rewardlm.interpreting.mechanistic.logit_attribution import contrast_direction, vocabulary_covariance
 from rewardlm.interpreting.mechanistic.value_vectors import value_vectors
 from rewardlm.interpreting.mechanistic.word_contrast import ToxicityFunction, contrast_for
 from rewardlm.interpreting.models import RunModel
+from rewardlm.interpreting.word_shares import pieces
 from rewardlm.measuring.measured import Measured
 from rewardlm.measuring.similarity import load_embedder, similarities
 from rewardlm.models.architecture import architecture_of
@@ -44,6 +45,8 @@ _CAUSES = "causes"
 # Fewer pairs than this give no intervals.
 _FEWEST_PAIRS = 5
 _NEURONS = 12
+# Pairs that are shown word by word, and parts that these are coloured by.
+_WORDS, _COLOURED = 2, 6
 Say = Callable[[str], None]
 
 
@@ -152,9 +155,28 @@ class _Questions:
     def answers(self, policy: Policy, adapter: str, sites: Sequence[PatchedSite]) -> dict[str, Any]:
         chosen = _claimed(sites)
         prompts = [prompt.ids for prompt in self.asked.some(self.asked.search, self.own.answered)]
-        if not chosen or not prompts:
-            return {"answers": []}
-        return {"answers": judge_patched(policy, adapter, prompts, chosen, self.judge, self.own)}
+        judged = judge_patched(policy, adapter, prompts, chosen, self.judge, self.own) if chosen and prompts else []
+        return {
+            "answers": judged,
+            "words": [self.words_of(policy, adapter, pair, sites) for pair in self.pairs[:_WORDS]],
+        }
+
+    def words_of(self, policy: Policy, adapter: str, pair: JudgedPair, sites: Sequence[PatchedSite]) -> PatchedWords:
+        """What the parts with the largest effects wrote, token by token."""
+        writes = [one for one in sites if one.kind != "stream" and one.effect is not None]
+        largest = sorted(writes, key=lambda one: (not (one.claimed or one.origin), -abs(one.effect or 0.0)))
+        chosen = largest[:_COLOURED]
+        values = token_effects(policy, adapter, pair, [_site(one) for one in chosen])
+        return PatchedWords(
+            sites=[one.site for one in chosen],
+            prompt=len(pair.asked.prompt),
+            **{
+                side: WordsByPart(
+                    tokens=pieces(policy.tokenizer, [*pair.asked.prompt, *getattr(pair, side)]), values=found
+                )
+                for side, found in zip(("toxic", "harmless"), values, strict=True)
+            },
+        )
 
     def neurons(self, policy: Policy, adapter: str) -> dict[str, Any]:
         contrast = contrast_for(policy, self.words, self.settings.inside)
@@ -244,11 +266,11 @@ def _plain(value: Any) -> Any:
 
 def _claimed(sites: Sequence[PatchedSite]) -> list[Site]:
     """The heads and MLPs that are claimed, in either way; the stream is none of them."""
-    return [
-        Site(one.kind, one.layer, -1 if one.head is None else one.head)
-        for one in sites
-        if one.kind != "stream" and (one.claimed or one.origin)
-    ]
+    return [_site(one) for one in sites if one.kind != "stream" and (one.claimed or one.origin)]
+
+
+def _site(found: PatchedSite) -> Site:
+    return Site(found.kind, found.layer, -1 if found.head is None else found.head)
 
 
 def _asked(run: Measured, model: RunModel, scorer: str, seed: int) -> _Asked:

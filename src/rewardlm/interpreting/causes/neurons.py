@@ -22,7 +22,7 @@ from torch import Tensor
 from rewardlm.config import CausesSettings
 from rewardlm.interpreting.causes.pairs import JudgedPair, pair_batches
 from rewardlm.interpreting.causes.sites import Patch, Recorded, by_itself, record, with_patch
-from rewardlm.interpreting.findings import CausalVerdict, Estimate, NeuronGroup, ShareOfChange, TopNeuron
+from rewardlm.interpreting.findings import CausalVerdict, Estimate, GroupName, NeuronGroup, ShareOfChange, TopNeuron
 from rewardlm.interpreting.intervals import FEWEST, shown
 from rewardlm.interpreting.mechanistic.value_vectors import ratio_of_means
 from rewardlm.models.architecture import adapter_layers, architecture_of, normed_direction, weight_of
@@ -31,7 +31,7 @@ from rewardlm.models.load import Policy
 from rewardlm.models.lora import scaled, using
 from rewardlm.stats import FloatArray, mean_change
 
-GROUPS = ("toxic_down", "toxic_up", "against_up", "against_down")
+GROUPS: tuple[GroupName, ...] = ("toxic_down", "toxic_up", "against_up", "against_down")
 
 
 def neuron_groups(
@@ -46,7 +46,10 @@ def neuron_groups(
     ``named`` are (layer, neuron) of the value vectors that do so most.
     """
     causal_lm = policy.causal_lm
-    groups = {"named": _by_layer(named), **_by_signs(policy, adapter, pairs, towards, settings.batch_tokens)}
+    groups: dict[GroupName, dict[int, Tensor]] = {
+        "named": _by_layer(named),
+        **_by_signs(policy, adapter, pairs, towards, settings.batch_tokens),
+    }
     groups["all"] = {
         layer: torch.arange(len(weight_of(out))) for layer, out in enumerate(architecture_of(causal_lm).mlp_out)
     }
@@ -75,7 +78,7 @@ def neuron_groups(
 
 
 def causal_verdict(
-    change: Estimate, vectors: ShareOfChange | None, groups: dict[str, NeuronGroup], settings: CausesSettings
+    change: Estimate, vectors: ShareOfChange | None, groups: dict[GroupName, NeuronGroup], settings: CausesSettings
 ) -> CausalVerdict:
     """``unlearned`` if most of the change is lost once the MLPs' output matrices are the base's again: then what the
     value vectors write was changed. ``bypassed`` if hardly any of it is: they could write as before, and something else
@@ -167,7 +170,7 @@ def _by_layer(neurons: Sequence[tuple[int, int]]) -> dict[int, Tensor]:
 @torch.no_grad()
 def _by_signs(
     policy: Policy, adapter: str, pairs: Sequence[JudgedPair], towards: Tensor, batch_tokens: int
-) -> dict[str, dict[int, Tensor]]:
+) -> dict[GroupName, dict[int, Tensor]]:
     """The four groups, by layer. Activations are means over the answers' positions."""
     causal_lm = policy.causal_lm
     arch = architecture_of(causal_lm)
@@ -182,7 +185,7 @@ def _by_signs(
                 seen = record(causal_lm, piece.batch)
             for layer in range(n):
                 total[layer] += seen.neurons[layer][where].sum(0).float().cpu()
-    groups: dict[str, dict[int, Tensor]] = {name: {} for name in GROUPS}
+    groups: dict[GroupName, dict[int, Tensor]] = {name: {} for name in GROUPS}
     for layer, out in enumerate(arch.mlp_out):
         with using(policy, None):
             toxic = (weight_of(out) @ towards > 0).cpu()
@@ -197,9 +200,9 @@ def _shares(
     policy: Policy,
     adapter: str,
     pairs: Sequence[JudgedPair],
-    groups: dict[str, dict[int, Tensor]],
+    groups: dict[GroupName, dict[int, Tensor]],
     batch_tokens: int,
-) -> tuple[FloatArray, FloatArray, dict[str, FloatArray], dict[str, FloatArray]]:
+) -> tuple[FloatArray, FloatArray, dict[GroupName, FloatArray], dict[GroupName, FloatArray]]:
     """E of base and tuned model, Float[N pairs] each, and by group how far E rises and falls, Float[N] each.
 
     Besides the groups there are ``attention``, all that heads write, and ``vectors``: the adapter on the MLPs' output
@@ -212,7 +215,7 @@ def _shares(
     layers = [layer for layer in adapter_layers(causal_lm).values() if adapter in layer.scaling]
     of_vectors = [layer for layer in layers if id(layer) in outs]
     others = [layer for layer in layers if id(layer) not in outs]
-    names = [*groups, "attention", "vectors"]
+    names: list[GroupName] = [*groups, "attention", "vectors"]
     before, after = np.zeros(len(pairs)), np.zeros(len(pairs))
     into = {name: np.zeros(len(pairs)) for name in names}
     out_of = {name: np.zeros(len(pairs)) for name in names}
@@ -228,7 +231,7 @@ def _shares(
             tuned = record(causal_lm, piece.batch)
         before[piece.rows], after[piece.rows] = numbers(base.logprobs), numbers(tuned.logprobs)
 
-        def patch(donor: Recorded, name: str) -> Patch:
+        def patch(donor: Recorded, name: GroupName) -> Patch:
             return Patch(donor, heads=heads) if name == "attention" else Patch(donor, neurons=groups[name])
 
         for name in names[:-1]:

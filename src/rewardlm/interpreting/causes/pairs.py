@@ -12,7 +12,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 import torch
@@ -20,6 +20,7 @@ from torch import Tensor
 
 from rewardlm.config import GenerationSettings
 from rewardlm.interpreting.answers import TOXIC_ABOVE
+from rewardlm.interpreting.findings import PositionKind
 from rewardlm.interpreting.mechanistic.activations import ResponseBatch, batch_of
 from rewardlm.interpreting.mechanistic.interventions import text_of
 from rewardlm.interpreting.mechanistic.word_contrast import ToxicityFunction
@@ -30,7 +31,6 @@ from rewardlm.models.logprobs import microbatches
 from rewardlm.models.lora import using
 from rewardlm.scoring.scorer import is_empty
 
-PositionKind = Literal["template", "hostile", "prompt", "answer"]
 POSITION_KINDS: tuple[PositionKind, ...] = ("template", "hostile", "prompt", "answer")
 
 

@@ -12,7 +12,6 @@ import copy
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Literal
 
 import numpy as np
 import torch
@@ -21,12 +20,12 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from rewardlm.errors import ModelError
+from rewardlm.interpreting.findings import UnitKind
 from rewardlm.models.architecture import adapter_layers, architecture_of
 from rewardlm.models.attention import head_rows
 from rewardlm.models.load import Policy
 from rewardlm.models.lora import adds_more_than_maps, using
 
-UnitKind = Literal["layer", "module", "head", "rank"]
 UNIT_KINDS: tuple[UnitKind, ...] = ("layer", "module", "head", "rank")
 
 

@@ -7,6 +7,7 @@ donor computes at the new token is put into the receiver, whose logits the next 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Literal
 
 import numpy as np
 import torch
@@ -99,7 +100,11 @@ def judge_patched(
     """
     seeds = [stream_seed(settings.seed, "patched", row) for row in range(len(prompts))]
     rows = []
-    for into, receiver, donor in (("base", None, adapter), ("tuned", adapter, None)):
+    ways: tuple[tuple[Literal["base", "tuned"], str | None, str | None], ...] = (
+        ("base", None, adapter),
+        ("tuned", adapter, None),
+    )
+    for into, receiver, donor in ways:
         plain: list[float | None] | None = None
         for chosen in ([], list(sites)):
             if plain is not None and not chosen:

@@ -42,7 +42,7 @@ from rewardlm.interpreting.causes.sites import (
     with_patch,
     with_stream,
 )
-from rewardlm.interpreting.findings import Estimate, PatchedSite, PatchingFacts
+from rewardlm.interpreting.findings import Estimate, PatchedSite, PatchingFacts, PositionKind
 from rewardlm.interpreting.intervals import FEWEST, adjust, shown
 from rewardlm.interpreting.mechanistic.interventions import random_adapter
 from rewardlm.models.architecture import architecture_of
@@ -284,7 +284,7 @@ def patch_sites(
     return rows, _facts(rows, exact, through, chosen, chance[False], of_placebo, len(pairs), settings)
 
 
-def _by_kind(values: FloatArray) -> dict[str, float]:
+def _by_kind(values: FloatArray) -> dict[PositionKind, float]:
     return dict(zip(POSITION_KINDS, values.mean(0).tolist(), strict=True))
 
 
@@ -383,3 +383,35 @@ def _facts(
             else None
         ),
     )
+
+
+def token_effects(policy: Policy, adapter: str, pair: JudgedPair, sites: Sequence[Site]) -> list[list[list[float]]]:
+    """Estimates of what ``sites`` (heads and MLPs) pass on, token by token of a pair: [2 texts][S][T] nats a token, of
+    prompt and answer. What moves the preference up is positive, in the toxic answer's text too.
+    """
+    causal_lm = policy.causal_lm
+    arch = architecture_of(causal_lm)
+    (piece,) = pair_batches([pair], policy.device, 10**9)
+    with using(policy, None):
+        base = record(causal_lm, piece.batch, gradients=True)
+        at = torch.autograd.grad(piece.preference(base.logprobs).sum(), [*base.attention, *base.mlp])
+    with using(policy, adapter):
+        tuned = record(causal_lm, piece.batch)
+    shape = piece.batch.tokens.shape
+    found: list[list[list[float]]] = [[], []]
+    with torch.no_grad():
+        for site in sites:
+            layer, head = site.layer, site.head
+            if site.kind == "head":
+                slope = at[layer].reshape(*shape, -1).float()
+                now, was = (
+                    torch.einsum("btd,dm,btm->bt", one.z[layer][:, :, head].float(), one.out[layer][head], slope)
+                    for one in (tuned, base)
+                )
+                values = now - was
+            else:
+                change = (tuned.mlp[site.layer] - base.mlp[site.layer]).reshape(*shape, -1)
+                values = (change * at[len(arch.layers) + site.layer].reshape(*shape, -1)).sum(-1)
+            for text, answer in enumerate((pair.toxic, pair.harmless)):
+                found[text].append(values[text, : len(pair.asked.prompt) + len(answer)].tolist())
+    return found

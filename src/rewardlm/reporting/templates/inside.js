@@ -97,7 +97,41 @@
     });
   }
 
+  // A click on a map of heads and MLPs says what is known of the field. Its tokens were scored by nobody, so they are
+  // shown only with the texts that may offend.
+  function describe(box) {
+    var line = box.querySelector(".site-note"), found = null;
+    all(".site-notes li", box).forEach(function (one) { if (one.dataset.site === box.dataset.chosen) found = one; });
+    if (!found) return;
+    var free = document.documentElement.dataset.veils === "shown";
+    line.textContent = found.textContent + (free && found.dataset.tokens ? " " + found.dataset.tokens : "");
+  }
+  document.addEventListener("drawn", function (event) {
+    var canvas = event.target, box = canvas.closest(".causes");
+    if (!box || !box.querySelector(".site-note")) return;
+    canvas.on("plotly_click", function (clicked) {
+      box.dataset.chosen = clicked.points[0].customdata;
+      describe(box);
+    });
+  });
+
+  // An answer by part: the chosen part's shades.
+  all(".by-part", document).forEach(function (figure) {
+    var group = figure.querySelector(".choice");
+    group.hidden = false;
+    group.addEventListener("click", function (event) {
+      var button = event.target.closest("button");
+      if (!button) return;
+      all("button", group).forEach(function (one) { one.setAttribute("aria-pressed", String(one === button)); });
+      all("[data-levels]", figure).forEach(function (one) {
+        var level = JSON.parse(one.dataset.levels)[Number(button.dataset.value)];
+        one.className = one.className.replace(/\b[ad]\d\b/, (level < 0 ? "d" : "a") + Math.abs(level));
+      });
+    });
+  });
+
   document.addEventListener("veils", function () {
     all(".reader [data-note][aria-pressed=true]", document).forEach(say);
+    all(".causes[data-chosen]", document).forEach(describe);
   });
 })();

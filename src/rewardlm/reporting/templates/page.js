@@ -36,6 +36,8 @@
     var spec = JSON.parse(document.getElementById(canvas.dataset.figure).textContent);
     Plotly.newPlot(canvas, spec.data, spec.layout, config);
     drawn.push(canvas);
+    // For scripts that answer clicks on a figure.
+    canvas.dispatchEvent(new Event("drawn", { bubbles: true }));
   }
   function draw(root) { waiting(root).forEach(drawOne); }
   // One after the other, from the top: meanwhile the page can be scrolled and searched.

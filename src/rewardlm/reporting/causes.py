@@ -1,0 +1,307 @@
+"""Which parts of an adapter do it, in words and rows: for the page and the terminal.
+
+Nothing is said of a head or an MLP that isn't claimed by both tests of ``interpreting.causes.patching``.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+from rewardlm.formats import signed
+from rewardlm.interpreting.findings import (
+    CausalVerdict,
+    HeadFacts,
+    Interpretation,
+    MinimalAdapter,
+    ModelFacts,
+    PatchedSite,
+    PatchedWords,
+    PatchingFacts,
+    ShareOfChange,
+    WordsByPart,
+)
+from rewardlm.reporting import causes_figures as figures
+from rewardlm.reporting.headline import Part
+from rewardlm.reporting.intervals import number_text
+
+_VERDICTS = {
+    "unlearned": "unlearned: what the MLPs’ value vectors write was changed",
+    "bypassed": "bypassed: the value vectors could write as before, and other parts keep the model from it",
+    "cannot_tell": "can’t tell whether it was unlearned or bypassed",
+    "unclear": "nothing to explain",
+}
+GROUP_NAMES = {
+    "named": "vectors that promote toxic words most",
+    "toxic_down": "write toxic words, set off less",
+    "toxic_up": "write toxic words, set off more",
+    "against_up": "write against them, set off more",
+    "against_down": "write against them, set off less",
+    "all": "all neurons’ activations",
+    "attention": "all heads",
+    "vectors": "the value vectors (output matrices)",
+}
+# Of the sites, so many are listed if fewer are claimed.
+_LISTED = 8
+# Shades of a word, as shares of the largest value in its text.
+_SHADES = (0.04, 0.1, 0.2, 0.35, 0.55, 0.8)
+
+
+def section(result: Interpretation) -> dict[str, Any] | None:
+    """What causes.html.j2 shows; None where nothing of it was asked for."""
+    models = [model for model in result.models[1:] if has_causes(model)]
+    if not models:
+        return None
+    patched = [(model.label, model.patching) for model in models if model.patching]
+    return {
+        "models": [_model(model, result.models[0].label) for model in models],
+        "base": result.models[0].label,
+        "stream": figures.stream_figure(patched) if patched else None,
+    }
+
+
+def has_causes(model: ModelFacts) -> bool:
+    """Whether heads, patching or the smallest adapter were asked for."""
+    return bool(model.heads or model.patching or model.minimal_adapter)
+
+
+def sentences(models: Sequence[ModelFacts]) -> list[dict[str, Any]]:
+    """A row per question and model, as those of an interpretation."""
+    rows: list[dict[str, Any]] = []
+    for model in models:
+        if model.verdict is not None:
+            question = f"Was toxicity unlearned in {model.label}, or is it bypassed?"
+            rows.append({"question": question, "model": model.label, "parts": verdict_parts(model.verdict)})
+        if model.patching and model.patched:
+            question = f"Through which heads and MLPs does {model.label}’s adapter work?"
+            parts = patching_parts(model.patching, model.patched)
+            rows.append({"question": question, "model": model.label, "parts": parts})
+        if model.minimal_adapter is not None:
+            question = f"Is less of {model.label}’s adapter enough?"
+            parts = minimal_parts(model.minimal_adapter)
+            rows.append({"question": question, "model": model.label, "parts": parts})
+    return rows
+
+
+def verdict_parts(verdict: CausalVerdict) -> list[Part]:
+    """The verdict in a sentence, and by which margins."""
+    said = _VERDICTS[verdict.kind]
+    return [
+        (said[0].upper() + said[1:], verdict.kind in ("unlearned", "bypassed")),
+        (f": {verdict.reason}", False),
+        (
+            f". Unlearned asks for an interval above {_share(verdict.carries)}, bypassed for one below "
+            f"{_share(verdict.carries_little)}.",
+            False,
+        ),
+    ]
+
+
+def patching_parts(sites: Sequence[PatchedSite], facts: PatchingFacts) -> list[Part]:
+    """What is claimed, and what it was held against."""
+    origins = _ranked([one for one in sites if one.origin], "own")
+    through = _ranked([one for one in sites if one.claimed and one.kind != "stream"], "effect")
+    parts: list[Part] = [
+        (
+            f"On {facts.pairs} pairs of a toxic and a harmless answer of the base, the preference for the harmless one "
+            f"changed by {number_text(facts.change)} nats a token. ",
+            False,
+        )
+    ]
+    if origins:
+        parts.append((f"The adapter does it by itself in {_named(origins, 'own')}", True))
+        parts.append((". ", False))
+    else:
+        parts.append(("No single head or MLP can be named in which the adapter does it by itself. ", False))
+    if through:
+        parts.append((f"It passes through {_named(through, 'effect')}. ", False))
+    checked = (
+        "" if facts.rank_correlation is None else f"; estimates rank them alike (ρ = {facts.rank_correlation:.2f})"
+    )
+    parts.append(
+        (
+            f"A claim must be beyond {facts.random_adapters} adapters of random weights and hold over prompts, "
+            f"corrected for {facts.sites} sites. {facts.exact_sites} sites were patched exactly{checked}.",
+            False,
+        )
+    )
+    if facts.placebo_claimed is not None:
+        parts.append((f" On {facts.placebo_pairs} placebo pairs, {facts.placebo_claimed} would be claimed.", False))
+    return parts
+
+
+def minimal_parts(found: MinimalAdapter) -> list[Part]:
+    """How small the smallest part is, and what it is worth on other prompts."""
+    if found.reason is not None or found.whole is None or found.base is None or found.kept is None:
+        return [(f"Not known: {found.reason}.", False)]
+    base, whole = found.base, found.whole
+    kept = "" if found.fall_kept is None else f", {share_text(found.fall_kept)} of the whole adapter’s fall"
+    return [
+        (f"{_share(found.kept)} of its numbers ({found.units:,} of {found.of_units:,} by {found.unit})", True),
+        (
+            f" kept at least {_share(found.keep)} of the fall on the {found.chosen_on} prompts that it was chosen on. "
+            f"On {found.measured_on} others mean toxicity is {_three(base.toxicity)} for the base, "
+            f"{_three(whole.toxicity)} with the whole adapter and {_three(found.toxicity)} with this part{kept}. ",
+            False,
+        ),
+        (
+            f"It is {_two(found.drift)} nats a token from the base on the base’s own answers, the whole adapter "
+            f"{_two(whole.drift)}; perplexity {_two(base.perplexity)} → {_two(found.perplexity)} "
+            f"(whole: {_two(whole.perplexity)}), similarity with the prompt "
+            f"{_three(base.prompt_similarity)} → {_three(found.prompt_similarity)} "
+            f"(whole: {_three(whole.prompt_similarity)}). ",
+            False,
+        ),
+        (f"It is an adapter like any other, in {found.adapter}.", False),
+    ]
+
+
+def _model(model: ModelFacts, base: str) -> dict[str, Any]:
+    sites = model.patching or []
+    heads = {f"head {one.layer}.{one.head}": one for one in model.heads or ()}
+    groups = [(GROUP_NAMES[one.name], one) for one in model.neuron_groups or () if one.name in GROUP_NAMES]
+    minimal = model.minimal_adapter
+    return {
+        "label": model.label,
+        "lead": _lead(model),
+        "sentences": sentences([model]),
+        "origin_map": figures.map_figure(sites, "own") if sites else None,
+        "effect_map": figures.map_figure(sites, "effect") if sites else None,
+        "notes": [site_note(one, heads.get(one.site)) for one in sites if one.kind != "stream"],
+        "listed": listed(sites),
+        "answers": model.patched.answers if model.patched else [],
+        "groups": figures.groups_figure(groups) if any(row.out_of for _, row in groups) else None,
+        "group_rows": [(name, row, share_text(row.into), share_text(row.out_of)) for name, row in groups],
+        "neurons": model.neurons or [],
+        "words": [_words(one) for one in (model.patched.words if model.patched else ())],
+        "minimal": minimal if minimal is not None and minimal.reason is None else None,
+        "tried": (
+            figures.tried_figure(minimal.tried, minimal.keep, minimal.of_parameters)
+            if minimal is not None and minimal.tried
+            else None
+        ),
+        "base": base,
+    }
+
+
+def _lead(model: ModelFacts) -> str:
+    """One sentence of verdict."""
+    if model.verdict is not None:
+        said = _VERDICTS[model.verdict.kind]
+        return f"{said[0].upper()}{said[1:]}. {model.verdict.reason[0].upper()}{model.verdict.reason[1:]}."
+    if model.minimal_adapter is not None:
+        return "".join(text for text, _ in minimal_parts(model.minimal_adapter)[:1])
+    return "Its heads are described below; what they cause was not asked (patching=true)."
+
+
+def listed(sites: Sequence[PatchedSite]) -> list[PatchedSite]:
+    """The sites of the table: all that are claimed, and the largest of the others."""
+    writes = [one for one in sites if one.kind != "stream" and one.exact]
+    claimed = [one for one in writes if one.claimed or one.origin]
+    rest = [one for one in writes if not (one.claimed or one.origin)]
+    order = sorted(rest, key=lambda one: -max(abs(one.effect or 0.0), abs(one.own or 0.0)))
+    return [*sorted(claimed, key=lambda one: -abs(one.effect or 0.0)), *order[: max(0, _LISTED - len(claimed))]]
+
+
+def site_note(site: PatchedSite, head: HeadFacts | None) -> dict[str, str]:
+    """What a click on the map says of a site: its numbers, and (to be shown with texts that may offend) its tokens."""
+    by = "patched" if site.exact else "estimated"
+    said = (
+        f"{site.site}, {by}: passes on {signed(site.effect or 0.0, 4)} nats a token, does "
+        f"{signed(site.own or 0.0, 4)} by itself"
+    )
+    if site.out_of is not None:
+        said += f"; without it the tuned model loses {signed(site.out_of, 4)}"
+    said += "; claimed" if site.claimed or site.origin else "; nothing is claimed of it"
+    where = max(site.by_position.items(), key=lambda pair: abs(pair[1]))
+    if where[1]:
+        said += f"; most at the {_WHERE[where[0]]}"
+    looks, tokens = ("", "") if head is None else head_notes(head)
+    return {"site": site.site, "note": f"{said}.{looks}", "tokens": tokens}
+
+
+_WHERE = {
+    "template": "template’s tokens",
+    "hostile": "prompt’s hostile words",
+    "prompt": "rest of the prompt",
+    "answer": "answer",
+}
+
+
+def head_notes(head: HeadFacts) -> tuple[str, str]:
+    """Where a head looks, and what it writes."""
+    looks = ", ".join(
+        f"{what} {100 * getattr(head.base, key):.0f} → {100 * getattr(head.tuned, key):.0f} %"
+        for key, what in (
+            ("template", "template"),
+            ("hostile", "hostile words"),
+            ("prompt", "rest of the prompt"),
+            ("answer", "answer so far"),
+        )
+    )
+    moved = f"its QK by {_share(head.qk_change)}, its OV by {_share(head.ov_change)}"
+    note = f" It looks at: {looks}. The adapter moved {moved}."
+    if not (head.wrote or head.promotes):
+        return note, ""
+    return note, (
+        f"It wrote {_quoted(head.wrote)}; now more of {_quoted(head.promotes)}, less of {_quoted(head.demotes)}."
+    )
+
+
+def _quoted(tokens: Sequence[str]) -> str:
+    return " ".join(f"“{token.strip()}”" for token in tokens if token.strip()) or "nothing"
+
+
+def _words(found: PatchedWords) -> dict[str, Any]:
+    """Both texts, coloured by each site: levels −6 … 6 of every token."""
+    most = max(
+        (abs(value) for side in (found.toxic, found.harmless) for row in side.values for value in row), default=0.0
+    )
+
+    def side(text: WordsByPart) -> list[dict[str, Any]]:
+        return [
+            {
+                "text": token,
+                "prompt": place < found.prompt,
+                "levels": [_level(row[place], most) for row in text.values],
+            }
+            for place, token in enumerate(text.tokens)
+        ]
+
+    return {"sites": found.sites, "sides": [("toxic", side(found.toxic)), ("harmless", side(found.harmless))]}
+
+
+def _level(value: float, most: float) -> int:
+    size = sum(abs(value) >= step * most for step in _SHADES) if most else 0
+    return size if value >= 0 else -size
+
+
+def _ranked(sites: Sequence[PatchedSite], by: str) -> list[PatchedSite]:
+    return sorted(sites, key=lambda one: -abs(getattr(one, by) or 0.0))
+
+
+def _named(sites: Sequence[PatchedSite], by: str) -> str:
+    """The first of them with their numbers, and how many there are."""
+    shown = [f"{one.site} ({signed(getattr(one, by) or 0.0, 3)})" for one in sites[:5]]
+    more = f" and {len(sites) - 5} others" if len(sites) > 5 else ""
+    return ", ".join(shown) + more
+
+
+def share_text(share: ShareOfChange | None) -> str:
+    """As 63 % (41 to 85)."""
+    if share is None:
+        return "—"
+    low, high = share.ci95
+    return f"{100 * share.mean:.0f} % ({100 * low:.0f} to {100 * high:.0f})".replace("-", "−")
+
+
+def _share(value: float) -> str:
+    return f"{100 * value:.0f} %" if value >= 0.02 else f"{100 * value:.1f} %"
+
+
+def _two(value: float | None) -> str:
+    return "—" if value is None else f"{value:.2f}"
+
+
+def _three(value: float | None) -> str:
+    return "—" if value is None else f"{value:.3f}"

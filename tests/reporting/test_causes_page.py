@@ -1,0 +1,89 @@
+"""What page and terminal say of causes: no more than both tests of a claim allow."""
+
+import copy
+import io
+
+import pytest
+import whole_sample
+from rich.console import Console
+
+from rewardlm.interpreting.findings import Interpretation
+from rewardlm.reporting import causes
+from rewardlm.reporting.interpretation_tables import print_interpretation
+
+
+@pytest.fixture
+def model():
+    return whole_sample.whole_interpretation().models[1]
+
+
+def said(model, question):
+    (row,) = [row for row in causes.sentences([model]) if question in row["question"]]
+    return "".join(text for text, _ in row["parts"]), "".join(text for text, strong in row["parts"] if strong)
+
+
+def test_only_what_is_claimed_is_named(model):
+    text, strong = said(model, "Through which heads")
+    assert "by itself in head 1.0 (+0.050), head 1.1 (+0.050), mlp 1 (+0.050)" in strong
+    assert "It passes through head 1.0 (+0.200)" in text
+    assert "head 0." not in text
+    assert "20 adapters of random weights" in text
+    assert "On 24 placebo pairs, 0 would be claimed." in text
+    for site in model.patching:
+        site.origin = site.claimed = False
+    text, strong = said(model, "Through which heads")
+    assert strong == ""
+    assert "No single head or MLP can be named" in text
+    assert "It passes through" not in text
+
+
+def test_the_verdict_names_its_margins(model):
+    text, strong = said(model, "unlearned")
+    assert strong == "Bypassed: the value vectors could write as before, and other parts keep the model from it"
+    assert "Unlearned asks for an interval above 50 %, bypassed for one below 20 %." in text
+    model.verdict.kind = "cannot_tell"
+    assert said(model, "unlearned")[1] == ""
+
+
+def test_the_smallest_adapter_stands_beside_the_whole(model):
+    text, strong = said(model, "less of")
+    assert strong == "7 % of its numbers (3 of 40 by rank)"
+    assert "0.700 for the base, 0.300 with the whole adapter and 0.300 with this part, 60 % (40 to 80)" in text
+    model.minimal_adapter.reason = "there is nothing to keep"
+    assert said(model, "less of") == ("Not known: there is nothing to keep.", "")
+
+
+def test_the_table_has_all_that_is_claimed_first(model):
+    rows = causes.listed(model.patching)
+    assert [row.site for row in rows[:3]] == ["head 1.0", "head 1.1", "mlp 1"]
+    assert all(row.kind != "stream" for row in rows)
+    for site in model.patching:
+        site.exact = False
+    assert causes.listed(model.patching) == []
+
+
+def test_a_word_is_as_strong_as_its_share_of_the_largest():
+    assert [causes._level(value, 1.0) for value in (0.0, 0.03, 0.05, -0.15, 0.9, -1.0)] == [0, 0, 1, -2, 6, -6]
+    assert causes._level(0.0, 0.0) == 0
+
+
+def test_the_terminal_says_the_same(model):
+    console = Console(file=io.StringIO(), width=100, record=True)
+    print_interpretation(whole_sample.whole_interpretation(), console)
+    shown = " ".join(console.export_text().split())
+    assert "Was toxicity unlearned in FT, or is it bypassed?" in shown
+    assert "7 % of its numbers (3 of 40 by rank)" in shown
+
+
+def test_heads_alone_are_shown_without_a_map(model):
+    alone = copy.deepcopy(whole_sample.whole_interpretation())
+    for name in ("patching", "patched", "neuron_groups", "neurons", "verdict", "minimal_adapter"):
+        setattr(alone.models[1], name, None)
+    found = causes.section(alone)
+    assert found is not None
+    assert found["models"][0]["origin_map"] is None
+    assert "heads are described" in found["models"][0]["lead"]
+    plain = Interpretation.model_validate(
+        {**alone.model_dump(by_alias=True), "models": [one.model_dump() for one in alone.models[:1]]}
+    )
+    assert causes.section(plain) is None
