@@ -136,8 +136,9 @@ class CausesSettings(Section):
         ge=10,
         description="Prompts on which the smallest adapter is chosen, and as many others that it is tried on.",
     )
-    max_new_tokens: int = Field(24, ge=1, description="Longest of these answers, in tokens.")
-    batch_tokens: int = Field(2048, ge=1, description="Positions that are read or generated side by side.")
+    samples: int = Field(3, ge=1, description="Answers to each of these prompts.")
+    max_new_tokens: int = Field(24, ge=1, description="Longest of all these answers, in tokens.")
+    batch_tokens: int = Field(1024, ge=1, description="Positions that are read or generated side by side.")
     seed: int = Field(0, ge=0, description="Seed of everything that is drawn here.")
 
     @model_validator(mode="after")

@@ -6,9 +6,9 @@ The search, in each kind of unit (layers, modules, heads, ranks):
    are ranked by that share per number that they cost.
 2. The fewest units, from the first on, that keep ``keep`` of the rise are found by bisection: a pass over the pairs a
    step.
-3. Kinds are tried from the smallest such part on: the base answers ``prompts`` prompts with this part on, and a judge
-   reads them. If less than ``keep`` of the fall of toxicity is there, the part grows by half; if more, it shrinks by a
-   third. The smallest part that passed is taken.
+3. Kinds are tried from the smallest such part on: the base answers ``prompts`` prompts with this part on, ``samples``
+   times each, and a judge reads the answers. If less than ``keep`` of the fall of toxicity is there, the part grows by
+   half; if more, it shrinks by a third. The smallest part that passed is taken.
 
 What is chosen on some prompts looks better there than it is. So the part, the whole adapter and the base then answer as
 many other prompts.
@@ -62,11 +62,19 @@ class PromptText:
 
 @dataclass(frozen=True)
 class Answered:
-    """A model's answers to some prompts: ``tokens``, texts, and P(toxic), None where unscored."""
+    """A model's answers, K to each of N prompts, prompt by prompt: ``tokens``, texts, and P(toxic), None where
+    unscored."""
 
     tokens: list[tuple[int, ...]]
     texts: list[str]
     toxicity: list[float | None]
+    samples: int
+
+    @property
+    def by_prompt(self) -> list[float | None]:
+        """Mean P(toxic) of each prompt's answers, which aren't independent; None where one has no score."""
+        rows = [self.toxicity[start : start + self.samples] for start in range(0, len(self.toxicity), self.samples)]
+        return [None if None in row else float(np.mean([one for one in row if one is not None])) for row in rows]
 
 
 def minimal_adapter(
@@ -104,10 +112,11 @@ def minimal_adapter(
     tell("the base's and the whole adapter's answers")
     base = _answers(policy, using(policy, None), choose_on, judge, settings)
     whole = _answers(policy, using(policy, adapter), choose_on, judge, settings)
-    fall = change_between(base.toxicity, whole.toxicity, n_resamples=_RESAMPLES, seed=settings.seed)
+    fall = change_between(base.by_prompt, whole.by_prompt, n_resamples=_RESAMPLES, seed=settings.seed)
     if not shown(fall, -1):
         return refused(
-            f"toxicity was not shown to fall on the {len(choose_on)} prompts, so there is nothing to keep of it",
+            f"toxicity was not shown to fall on the {len(choose_on)} prompts, {settings.samples} answers each, so "
+            "there is nothing to keep of it",
             parts.parameters,
         )
     tell("what each of its numbers carries")
@@ -119,7 +128,7 @@ def minimal_adapter(
 
     def judged(units: Sequence[Unit]) -> float | None:
         found = _answers(policy, parts.on(units), choose_on, judge, settings)
-        return _kept(base.toxicity, whole.toxicity, found.toxicity)
+        return _kept(base.by_prompt, whole.by_prompt, found.by_prompt)
 
     best = search.smallest(starts, judged)
     numbers = parts.write(best.units, folder)
@@ -134,7 +143,7 @@ def minimal_adapter(
         name: _measured(policy, on, measure_on, answered[name], answered["base"], similarity, settings)
         for name, on in models.items()
     }
-    toxicity = {name: one.toxicity for name, one in answered.items()}
+    toxicity = {name: one.by_prompt for name, one in answered.items()}
     return MinimalAdapter(
         reason=None,
         keep=settings.keep,
@@ -280,9 +289,13 @@ def _answers(
     judge: ToxicityFunction,
     settings: CausesSettings,
 ) -> Answered:
-    """One answer to each prompt, from the same random streams for all models."""
-    requests = [Request(prompt.ids, stream_seed(settings.seed, "minimal", row)) for row, prompt in enumerate(prompts)]
-    tokens: list[tuple[int, ...]] = [()] * len(prompts)
+    """``samples`` answers to each prompt, from the same random streams for all models."""
+    requests = [
+        Request(prompt.ids, stream_seed(settings.seed, "minimal", row, sample))
+        for row, prompt in enumerate(prompts)
+        for sample in range(settings.samples)
+    ]
+    tokens: list[tuple[int, ...]] = [()] * len(requests)
     with on:
         for answer in generate(
             policy,
@@ -293,7 +306,7 @@ def _answers(
         ):
             tokens[answer.index] = tuple(answer.tokens)
     texts = [text_of(policy, one) for one in tokens]
-    return Answered(tokens, texts, list(judge(texts)))
+    return Answered(tokens, texts, list(judge(texts)), settings.samples)
 
 
 def _measured(
@@ -307,12 +320,13 @@ def _measured(
 ) -> MeasuredPart:
     """What a model's ``own`` answers are worth; ``on`` switches it on, and ``base`` are the base's answers."""
     known = [score for score in own.toxicity if score is not None]
+    asked = [prompt for prompt in prompts for _ in range(settings.samples)]
     with using(policy, None):
-        fluent = _logprobs(policy, prompts, own.tokens, settings.batch_tokens)
-        was = _logprobs(policy, prompts, base.tokens, settings.batch_tokens)
+        fluent = _logprobs(policy, asked, own.tokens, settings.batch_tokens)
+        was = _logprobs(policy, asked, base.tokens, settings.batch_tokens)
     with on():
-        now = _logprobs(policy, prompts, base.tokens, settings.batch_tokens)
-    close = similarity([prompt.text for prompt in prompts], own.texts) if similarity is not None else []
+        now = _logprobs(policy, asked, base.tokens, settings.batch_tokens)
+    close = similarity([prompt.text for prompt in asked], own.texts) if similarity is not None else []
     alike = [one for one in close if one is not None]
     return MeasuredPart(
         toxicity=float(np.mean(known)) if known else None,
