@@ -182,6 +182,7 @@ def test_what_was_planted_is_found_blind(kind: ChangeKind, seed: int) -> None:
     assert found(known, analysed(known))
 
 
+@pytest.mark.slow
 def test_a_claim_needs_both_tests() -> None:
     """Consistent over prompts, but no more than a random adapter does: no claim. So with the roles exchanged."""
     known: Known = plant("head", 0)
@@ -202,6 +203,7 @@ def test_a_claim_needs_both_tests() -> None:
     assert last.out_of is None or last.out_of == pytest.approx(last.effect, abs=1e-5)
 
 
+@pytest.mark.slow
 def test_fewer_than_five_prompts_claim_nothing() -> None:
     known = plant("head", 0)
     sites, _ = patch_sites(known.policy, "default", known.pairs[:4], [], CausesSettings())

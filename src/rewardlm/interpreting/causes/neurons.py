@@ -101,9 +101,8 @@ def causal_verdict(
     if vectors is None:
         return says("cannot_tell", "the rise is too unsteady for shares of it")
     low, high = vectors.ci95
-    share = f"{vectors.mean:.0%} of the rise (95 % interval {low:.0%} to {high:.0%})".replace("%", " %").replace(
-        "  ", " "
-    )
+    mean, ends = f"{100 * vectors.mean:.0f} %", f"{100 * low:.0f} to {100 * high:.0f} %"
+    share = f"{mean} of the rise (95 % interval {ends})"
     if low > settings.carries:
         return says("unlearned", f"{share} is lost once the MLPs write by the base's value vectors again")
     if high < settings.carries_little:
