@@ -86,7 +86,8 @@ _MISSING = object()
 _NUMBER = (int, float)
 _LARGEST = 2.0**63
 # The fields that every record of a measurement must have, with their types. Fields that were added after the first runs
-# are left out.
+# are left out. There may be millions, so these are checked here and not by ``mistake``: a generation of 64 tokens takes
+# 11 µs so and 35 µs by pydantic, where reading its JSON takes 10.
 _FIELDS: dict[str, tuple[tuple[str, type | tuple[type, ...]], ...]] = {
     "prompts": (("id", str), ("turns", list), ("source", str), ("toxicity", (*_NUMBER, type(None)))),
     "generations": (
