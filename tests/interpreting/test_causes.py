@@ -15,13 +15,14 @@ from small_models import tiny_policy
 from test_patching import pairs_of
 from tiny_runs import measured_tiny_runs, rescore
 
-from rewardlm.config import AttributionSettings, CausesSettings, InterpretSettings
+from rewardlm.config import AttributionSettings, CausesSettings, GenerationSettings, InterpretSettings
 from rewardlm.interpreting.causes import explain
 from rewardlm.interpreting.causes.heads import product_change, read_heads
 from rewardlm.interpreting.causes.neurons import causal_verdict
-from rewardlm.interpreting.causes.pairs import POSITION_KINDS, asked_once, draw_pairs, pair_batches
+from rewardlm.interpreting.causes.pairs import POSITION_KINDS, asked_once, draw_pairs, own_pairs, pair_batches
 from rewardlm.interpreting.findings import Estimate, Interpretation, NeuronGroup, ShareOfChange
 from rewardlm.interpreting.interpretation import KIND, interpret
+from rewardlm.models.generate import Request, generate, stream_seed
 from rewardlm.models.lora import load_adapter, using
 
 SETTINGS = InterpretSettings(
@@ -107,13 +108,14 @@ def test_what_was_found_is_not_looked_for_again(
     lines = (again / "causes.jsonl").read_text().splitlines(keepends=True)
     assert [json.loads(line)["part"] for line in lines] == [
         "pairs",
+        "own pairs",
         "heads",
         "patching",
         "answers",
         "neurons",
         "minimal",
     ]
-    (again / "causes.jsonl").write_text("".join(lines[:2]))
+    (again / "causes.jsonl").write_text("".join(lines[:3]))
     monkeypatch.setattr(explain, "judge_of", lambda name, device: (coin, []))
     monkeypatch.setattr(explain, "draw_pairs", lambda *_, **__: pytest.fail("pairs were drawn again"))
     monkeypatch.setattr(explain, "read_heads", lambda *_: pytest.fail("heads were read again"))
@@ -234,6 +236,32 @@ def test_pairs_are_the_bases_own_answers_and_of_the_right_side() -> None:
     assert all(max(judged(pair.toxic), judged(pair.harmless)) <= 0.5 for pair in placebo)
     assert draw_pairs(policy, asked, coin, **how) == (pairs, placebo)  # type: ignore[arg-type]
     assert len({pair.asked.prompt for pair in pairs}) == len(pairs)
+
+
+def test_own_pairs_are_the_base_s_toxic_answer_and_a_harmless_one_of_the_model() -> None:
+    policy = adapted_policy("qwen2")
+    asked = [asked_once(policy.tokenizer, policy.tokenizer.encode(f"Hello {n}"), [f"Hello {n}"], bad) for n in range(6)]
+    how = {"draws": 8, "max_new_tokens": 5, "batch_tokens": 10**4, "seed": 3}
+    pairs, _ = draw_pairs(policy, asked, coin, number=6, **how)  # type: ignore[arg-type]
+    own, placebo = own_pairs(policy, "default", pairs, coin, **how)  # type: ignore[arg-type]
+    assert own
+    toxic = {pair.asked.prompt: pair.toxic for pair in pairs}
+    requests = [
+        Request(pair.asked.prompt, stream_seed(3, "own", 0, row, draw))
+        for row, pair in enumerate(pairs)
+        for draw in range(8)
+    ]
+    with using(policy, "default"):
+        answers = {
+            tuple(one.tokens) for one in generate(policy, requests, max_new_tokens=5, sampling=GenerationSettings())
+        }
+    for pair in own:
+        assert pair.toxic == toxic[pair.asked.prompt]
+        (score,) = coin([policy.tokenizer.decode(pair.harmless, skip_special_tokens=True).strip()])
+        assert score is not None
+        assert score <= 0.5
+    assert sum(pair.harmless in answers for pair in own) >= len(own) - 1  # rounding may change a token
+    assert len(placebo) <= len(pairs)
 
 
 def bad(texts: Sequence[str]) -> list[float | None]:

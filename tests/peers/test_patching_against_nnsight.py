@@ -82,8 +82,8 @@ def patched_logits(model: Any, ids: torch.Tensor, site: Site, value: torch.Tenso
             model.model.norm.input = value
         else:
             layer.input = value
-        logits = model.lm_head.output.save()
-    return logits
+        found = model.lm_head.output.save()
+    return found  # noqa: RET504 (nnsight gives it a value as the block ends)
 
 
 SITES = [

@@ -40,9 +40,22 @@ def test_only_what_is_claimed_is_named(model):
 def test_the_verdict_names_its_margins(model):
     text, strong = said(model, "unlearned")
     assert strong == "Bypassed: the value vectors could write as before, and other parts keep the model from it"
-    assert "Unlearned asks for an interval above 50 %, bypassed for one below 20 %." in text
+    assert "an interval above 50 % with the base’s value vectors, the second for one below 20 %." in text
+    assert "own new answers" not in text
     model.verdict.kind = "cannot_tell"
     assert said(model, "unlearned")[1] == ""
+
+
+def test_pairs_of_its_own_answers_are_no_verdict_on_toxicity(model):
+    model.towards = "own"
+    text, strong = said(model, "unlearned")
+    assert "its value vectors could write as before; other parts move it to its new answers" in strong.lower()
+    assert "The preference for the base’s own harmless answers was not shown to rise (+0.02 (" in text
+    model.harmless_change.ci95, model.harmless_change.mean = (0.1, 0.3), 0.2
+    text, _ = said(model, "unlearned")
+    assert "The preference for the base’s own harmless answers changed by +0.20 (+0.10 to +0.30)" in text
+    text, _ = said(model, "Through which heads")
+    assert "a toxic answer of the base and a new, harmless one of FT" in text
 
 
 def test_the_smallest_adapter_stands_beside_the_whole(model):

@@ -202,6 +202,7 @@ def _causes() -> dict[str, Any]:
         for kind, number in (("head", 0), ("head", 1), ("mlp", None))
     ]
     return {
+        "towards": "harmless", "harmless_change": {**interval(0.02, -0.1, 0.14, 24), "p_value": 0.6},
         "heads": [head(layer, number) for layer in range(2) for number in range(2)],
         "patching": [*sites, site("stream", 1, None, False), site("stream", 2, None, True)],
         "patched": {

@@ -108,6 +108,11 @@ class CausesSettings(Section):
         24, ge=5, description="Pairs of a toxic and a harmless answer of the base, one of each a prompt."
     )
     draws: int = Field(8, ge=2, description="Answers that the base gives to a prompt until it has given such a pair.")
+    towards: Literal["auto", "harmless", "own"] = Field(
+        "auto",
+        description="What a pair's harmless answer is: harmless, the base's own; own, a new one of the tuned model. "
+        "auto takes own where the tuned model wasn't shown to prefer the base's harmless answers.",
+    )
     exact_sites: int = Field(
         12,
         ge=1,

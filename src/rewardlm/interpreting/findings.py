@@ -908,7 +908,9 @@ class ModelFacts(Stored):
     adapter adds, or the ``method`` that steered it and its ``strength``. ``left_out`` says of which parts (drift,
     attribution, inside) nothing is known, or not all, and why.
 
-    The rest is there for tuned models where it was asked for: ``heads``; ``patching`` of all sites, and on what it
+    The rest is there for tuned models where it was asked for. ``towards`` says which pairs it rests on: those of the
+    base's own harmless answers, or of the model's ``own`` new ones; ``harmless_change`` is how far the preference for
+    the former rose. Then come ``heads``; ``patching`` of all sites, and on what it
     rests (``patched``); ``neuron_groups``, single ``neurons`` and the ``verdict``; and the ``minimal_adapter``."""
 
     label: str
@@ -920,6 +922,8 @@ class ModelFacts(Stored):
     method: str | None = None
     strength: float | None = None
     left_out: dict[str, str] = {}
+    towards: Literal["harmless", "own"] | None = None
+    harmless_change: Estimate | None = None
     heads: list[HeadFacts] | None = None
     patching: list[PatchedSite] | None = None
     patched: PatchingFacts | None = None

@@ -23,8 +23,15 @@ from rewardlm.interpreting.findings import (
 )
 from rewardlm.reporting import causes_figures as figures
 from rewardlm.reporting.headline import Part
-from rewardlm.reporting.intervals import number_text
+from rewardlm.reporting.intervals import direction, number_text
 
+# The same where the pairs are those of the model's own new answers, which no verdict on toxicity can rest on.
+_OWN_VERDICTS = {
+    "unlearned": "what moves it to its new answers is what its value vectors write now",
+    "bypassed": "its value vectors could write as before; other parts move it to its new answers",
+    "cannot_tell": "can’t tell whether its value vectors or other parts move it to its new answers",
+    "unclear": "nothing to explain",
+}
 _VERDICTS = {
     "unlearned": "unlearned: what the MLPs’ value vectors write was changed",
     "bypassed": "bypassed: the value vectors could write as before, and other parts keep the model from it",
@@ -71,10 +78,10 @@ def sentences(models: Sequence[ModelFacts]) -> list[dict[str, Any]]:
     for model in models:
         if model.verdict is not None:
             question = f"Was toxicity unlearned in {model.label}, or is it bypassed?"
-            rows.append({"question": question, "model": model.label, "parts": verdict_parts(model.verdict)})
+            rows.append({"question": question, "model": model.label, "parts": verdict_parts(model.verdict, model)})
         if model.patching and model.patched:
             question = f"Through which heads and MLPs does {model.label}’s adapter work?"
-            parts = patching_parts(model.patching, model.patched)
+            parts = patching_parts(model.patching, model.patched, model)
             rows.append({"question": question, "model": model.label, "parts": parts})
         if model.minimal_adapter is not None:
             question = f"Is less of {model.label}’s adapter enough?"
@@ -83,28 +90,46 @@ def sentences(models: Sequence[ModelFacts]) -> list[dict[str, Any]]:
     return rows
 
 
-def verdict_parts(verdict: CausalVerdict) -> list[Part]:
+def verdict_parts(verdict: CausalVerdict, model: ModelFacts) -> list[Part]:
     """The verdict in a sentence, and by which margins."""
-    said = _VERDICTS[verdict.kind]
+    said = _verdict(verdict, model)
     return [
         (said[0].upper() + said[1:], verdict.kind in ("unlearned", "bypassed")),
-        (f": {verdict.reason}", False),
+        (f": {verdict.reason}. ", False),
         (
-            f". Unlearned asks for an interval above {_share(verdict.carries)}, bypassed for one below "
-            f"{_share(verdict.carries_little)}.",
+            f"The first asks for an interval above {_share(verdict.carries)} with the base’s value vectors, the second "
+            f"for one below {_share(verdict.carries_little)}.",
             False,
         ),
+        (_not_shown(model), False),
     ]
 
 
-def patching_parts(sites: Sequence[PatchedSite], facts: PatchingFacts) -> list[Part]:
+def _verdict(verdict: CausalVerdict, model: ModelFacts) -> str:
+    return (_OWN_VERDICTS if model.towards == "own" else _VERDICTS)[verdict.kind]
+
+
+def _not_shown(model: ModelFacts) -> str:
+    """What pairs with a model's own answers can't show."""
+    if model.towards != "own":
+        return ""
+    change = model.harmless_change
+    said = f"{number_text(change)} nats a token"
+    said = f"changed by {said}" if direction(change) == 1 else f"was not shown to rise ({said})"
+    return (
+        " This is about its own new answers, which any tuned model prefers. The preference for the base’s own harmless "
+        f"answers {said}."
+    )
+
+
+def patching_parts(sites: Sequence[PatchedSite], facts: PatchingFacts, model: ModelFacts) -> list[Part]:
     """What is claimed, and what it was held against."""
     origins = _ranked([one for one in sites if one.origin], "own")
     through = _ranked([one for one in sites if one.claimed and one.kind != "stream"], "effect")
     parts: list[Part] = [
         (
-            f"On {facts.pairs} pairs of a toxic and a harmless answer of the base, the preference for the harmless one "
-            f"changed by {number_text(facts.change)} nats a token. ",
+            f"On {facts.pairs} pairs of a toxic answer of the base and {_other(model)}, the preference for the "
+            f"harmless one changed by {number_text(facts.change)} nats a token. ",
             False,
         )
     ]
@@ -128,6 +153,10 @@ def patching_parts(sites: Sequence[PatchedSite], facts: PatchingFacts) -> list[P
     if facts.placebo_claimed is not None:
         parts.append((f" On {facts.placebo_pairs} placebo pairs, {facts.placebo_claimed} would be claimed.", False))
     return parts
+
+
+def _other(model: ModelFacts) -> str:
+    return f"a new, harmless one of {model.label}" if model.towards == "own" else "a harmless one"
 
 
 def minimal_parts(found: MinimalAdapter) -> list[Part]:
@@ -187,8 +216,9 @@ def _model(model: ModelFacts, base: str) -> dict[str, Any]:
 def _lead(model: ModelFacts) -> str:
     """One sentence of verdict."""
     if model.verdict is not None:
-        said = _VERDICTS[model.verdict.kind]
-        return f"{said[0].upper()}{said[1:]}. {model.verdict.reason[0].upper()}{model.verdict.reason[1:]}."
+        said = _verdict(model.verdict, model)
+        reason = f"{model.verdict.reason[0].upper()}{model.verdict.reason[1:]}"
+        return f"{said[0].upper()}{said[1:]}. {reason}.{_not_shown(model)}"
     if model.minimal_adapter is not None:
         return "".join(text for text, _ in minimal_parts(model.minimal_adapter)[:1])
     return "Its heads are described below; what they cause was not asked (patching=true)."

@@ -20,11 +20,12 @@ from rewardlm.interpreting.answers import AnswerSample, most_toxic_and_others
 from rewardlm.interpreting.causes.heads import read_heads
 from rewardlm.interpreting.causes.minimal import PromptText, minimal_adapter
 from rewardlm.interpreting.causes.neurons import neuron_groups, top_neurons
-from rewardlm.interpreting.causes.pairs import AskedOnce, JudgedPair, asked_once, draw_pairs
+from rewardlm.interpreting.causes.pairs import AskedOnce, JudgedPair, asked_once, draw_pairs, own_pairs
 from rewardlm.interpreting.causes.patched_answers import judge_patched
-from rewardlm.interpreting.causes.patching import patch_sites, token_effects
+from rewardlm.interpreting.causes.patching import patch_sites, preference_change, token_effects
 from rewardlm.interpreting.causes.sites import Site
 from rewardlm.interpreting.findings import PatchedSite, PatchedWords, Stored, WordsByPart
+from rewardlm.interpreting.intervals import shown
 from rewardlm.interpreting.mechanistic.asked_judges import judge_of, toxicity_by
 from rewardlm.interpreting.mechanistic.logit_attribution import contrast_direction, vocabulary_covariance
 from rewardlm.interpreting.mechanistic.value_vectors import value_vectors
@@ -114,8 +115,8 @@ class _Questions:
     """What is asked of each tuned model, on the same pairs and prompts."""
 
     found: _Found
-    pairs: list[JudgedPair]
-    placebo: list[JudgedPair]
+    base_pairs: list[JudgedPair]
+    base_placebo: list[JudgedPair]
     asked: _Asked
     words: ToxicityFunction
     judge: ToxicityFunction
@@ -127,38 +128,72 @@ class _Questions:
         facts: dict[str, Any] = {}
         policy, label, adapter = model.policy, model.label, model.adapter
         assert adapter is not None
+        chosen = self.found.part(label, "own pairs", "its own answers", lambda say: self.own_pairs(policy, adapter))
+        facts |= {name: chosen[name] for name in ("towards", "harmless_change")}
+        pairs, placebo = self.base_pairs, self.base_placebo
+        if chosen["towards"] == "own":
+            pairs, placebo = ([_pair(one) for one in chosen[name]] for name in ("pairs", "placebo"))
         if self.settings.heads:
-            facts |= self.found.part(label, "heads", "its heads", lambda say: self.heads(policy, adapter))
+            facts |= self.found.part(label, "heads", "its heads", lambda say: self.heads(policy, adapter, pairs))
         if self.settings.patching:
             patched = self.found.part(
-                label, "patching", "its heads and MLPs", lambda say: self.patching(policy, adapter, say)
+                label, "patching", "its heads and MLPs", lambda say: self.patching(policy, adapter, pairs, placebo, say)
             )
             sites = [PatchedSite.model_validate(one) for one in patched["patching"]]
             patched["patched"] |= self.found.part(
-                label, "answers", "answers under patches", lambda say: self.answers(policy, adapter, sites)
+                label, "answers", "answers under patches", lambda say: self.answers(policy, adapter, pairs, sites)
             )
             facts |= patched
-            facts |= self.found.part(label, "neurons", "its neurons", lambda say: self.neurons(policy, adapter))
+            facts |= self.found.part(label, "neurons", "its neurons", lambda say: self.neurons(policy, adapter, pairs))
         if self.settings.minimal_adapter:
             facts |= self.found.part(
-                label, "minimal", "the smallest adapter", lambda say: self.minimal(policy, adapter, folder, say)
+                label, "minimal", "the smallest adapter", lambda say: self.minimal(policy, adapter, pairs, folder, say)
             )
         return facts
 
-    def heads(self, policy: Policy, adapter: str) -> dict[str, Any]:
-        return {"heads": read_heads(policy, adapter, self.pairs, self.own.batch_tokens)}
+    def own_pairs(self, policy: Policy, adapter: str) -> dict[str, Any]:
+        """Which pairs the model is looked at on: the base's, or those with its own new answers."""
+        change = preference_change(policy, adapter, self.base_pairs, self.own)
+        found: dict[str, Any] = {"towards": "harmless", "harmless_change": change}
+        if self.own.towards == "harmless" or (self.own.towards == "auto" and shown(change, 1)):
+            return found
+        pairs, placebo = own_pairs(
+            policy,
+            adapter,
+            self.base_pairs,
+            self.judge,
+            draws=self.own.draws,
+            max_new_tokens=self.own.max_new_tokens,
+            batch_tokens=self.own.batch_tokens,
+            seed=self.own.seed,
+        )
+        if len(pairs) < _FEWEST_PAIRS:
+            return found
+        return {
+            **found,
+            "towards": "own",
+            "pairs": [_stored(pair) for pair in pairs],
+            "placebo": [_stored(pair) for pair in placebo],
+        }
 
-    def patching(self, policy: Policy, adapter: str, say: Say) -> dict[str, Any]:
-        sites, patched = patch_sites(policy, adapter, self.pairs, self.placebo, self.own, say=say)
+    def heads(self, policy: Policy, adapter: str, pairs: Sequence[JudgedPair]) -> dict[str, Any]:
+        return {"heads": read_heads(policy, adapter, pairs, self.own.batch_tokens)}
+
+    def patching(
+        self, policy: Policy, adapter: str, pairs: Sequence[JudgedPair], placebo: Sequence[JudgedPair], say: Say
+    ) -> dict[str, Any]:
+        sites, patched = patch_sites(policy, adapter, pairs, placebo, self.own, say=say)
         return {"patching": sites, "patched": patched}
 
-    def answers(self, policy: Policy, adapter: str, sites: Sequence[PatchedSite]) -> dict[str, Any]:
+    def answers(
+        self, policy: Policy, adapter: str, pairs: Sequence[JudgedPair], sites: Sequence[PatchedSite]
+    ) -> dict[str, Any]:
         chosen = _claimed(sites)
         prompts = [prompt.ids for prompt in self.asked.some(self.asked.search, self.own.answered)]
         judged = judge_patched(policy, adapter, prompts, chosen, self.judge, self.own) if chosen and prompts else []
         return {
             "answers": judged,
-            "words": [self.words_of(policy, adapter, pair, sites) for pair in self.pairs[:_WORDS]],
+            "words": [self.words_of(policy, adapter, pair, sites) for pair in pairs[:_WORDS]],
         }
 
     def words_of(self, policy: Policy, adapter: str, pair: JudgedPair, sites: Sequence[PatchedSite]) -> PatchedWords:
@@ -178,7 +213,7 @@ class _Questions:
             },
         )
 
-    def neurons(self, policy: Policy, adapter: str) -> dict[str, Any]:
+    def neurons(self, policy: Policy, adapter: str, pairs: Sequence[JudgedPair]) -> dict[str, Any]:
         contrast = contrast_for(policy, self.words, self.settings.inside)
         if contrast is None:
             return {}
@@ -188,12 +223,12 @@ class _Questions:
             spread = vocabulary_covariance(policy.causal_lm)
             named = value_vectors(policy.causal_lm, towards, number=number, covariance=spread)
         groups, verdict = neuron_groups(
-            policy, adapter, self.pairs, towards, [(one.layer, one.neuron) for one in named], self.own
+            policy, adapter, pairs, towards, [(one.layer, one.neuron) for one in named], self.own
         )
-        top = top_neurons(policy, adapter, self.pairs, number=_NEURONS, batch_tokens=self.own.batch_tokens)
+        top = top_neurons(policy, adapter, pairs, number=_NEURONS, batch_tokens=self.own.batch_tokens)
         return {"neuron_groups": groups, "neurons": top, "verdict": verdict}
 
-    def minimal(self, policy: Policy, adapter: str, name: str, say: Say) -> dict[str, Any]:
+    def minimal(self, policy: Policy, adapter: str, pairs: Sequence[JudgedPair], name: str, say: Say) -> dict[str, Any]:
         embedder = load_embedder(str(policy.device))
 
         def similarity(prompts: Sequence[str], responses: Sequence[str]) -> list[float | None]:
@@ -203,7 +238,7 @@ class _Questions:
         result = minimal_adapter(
             policy,
             adapter,
-            self.pairs,
+            pairs,
             self.asked.some(self.asked.search, self.own.prompts),
             self.asked.some(self.asked.other, self.own.prompts),
             self.judge,
@@ -233,7 +268,7 @@ class _Found:
     def __init__(self, run: Run, models: int, settings: InterpretSettings, report: ProgressCallback | None) -> None:
         self.run, self._report = run, report
         self._known = {(record["model"], record["part"]): record["found"] for record in run.read(_CAUSES)}
-        parts = settings.heads + 3 * settings.patching + settings.minimal_adapter
+        parts = 1 + settings.heads + 3 * settings.patching + settings.minimal_adapter
         self._done, self._total = 0, 1 + models * parts
 
     def part(self, model: str, part: str, what: str, find: Callable[[Say], dict[str, Any]]) -> dict[str, Any]:

@@ -97,7 +97,7 @@ def causal_verdict(
         )
 
     if not shown(change, 1):
-        return says("unclear", "the preference for harmless answers was not shown to rise on these pairs")
+        return says("unclear", "the preference for the harmless answers was not shown to rise on these pairs")
     if vectors is None:
         return says("cannot_tell", "the rise is too unsteady for shares of it")
     low, high = vectors.ci95

@@ -5,7 +5,9 @@ How much more probable a model finds the harmless ones is its **preference**, in
     E = log P(harmless answer) / its tokens − log P(toxic answer) / its tokens
 
 A tuned model's own words are on neither side, so a preference that rose is about toxicity and not about whose words
-they are. **Placebo pairs** are two harmless answers in random order: nothing should be found on them.
+they are. Many an adapter doesn't raise it: it moves the model to answers that the base would not have given. Then a
+harmless answer of the tuned model takes the other's place (``own_pairs``), and what is found is about the change to its
+own words. **Placebo pairs** are two harmless answers of one model in random order: nothing should be found on them.
 """
 
 from __future__ import annotations
@@ -97,41 +99,93 @@ def draw_pairs(
     pairs: list[JudgedPair] = []
     placebo: list[JudgedPair] = []
     # A few prompts at a time, so that no more are answered than are needed.
-    for start in range(0, len(asked), max(1, number // 2)):
+    step = max(1, number // 2)
+    for start in range(0, len(asked), step):
         if len(pairs) >= number:
             break
-        own = asked[start : start + max(1, number // 2)]
+        own = asked[start : start + step]
         with using(policy, None):
-            requests = [
-                Request(one.prompt, stream_seed(seed, "pairs", start + row, draw))
-                for row, one in enumerate(own)
-                for draw in range(draws)
-            ]
-            tokens: list[tuple[int, ...]] = [()] * len(requests)
-            for answer in generate(
-                policy,
-                requests,
-                max_new_tokens=max_new_tokens,
-                sampling=GenerationSettings(),
-                batch_tokens=batch_tokens,
-            ):
-                tokens[answer.index] = tuple(answer.tokens)
-        scores = judge([text_of(policy, one) for one in tokens])
-        for row, one in enumerate(own):
-            here = range(row * draws, (row + 1) * draws)
-            known = [
-                (score, tokens[at])
-                for at in here
-                if (score := scores[at]) is not None and not is_empty(text_of(policy, tokens[at]))
-            ]
-            known.sort(key=lambda scored: scored[0])
-            harmless = [found for score, found in known if score <= TOXIC_ABOVE]
+            drawn = _draw(policy, own, judge, draws, max_new_tokens, batch_tokens, (seed, "pairs", start))
+        for one, known in zip(own, drawn, strict=True):
+            harmless = _harmless(known)
             if harmless and known[-1][0] > TOXIC_ABOVE:
                 pairs.append(JudgedPair(one, known[-1][1], harmless[0]))
-            if len(harmless) >= 2:
-                first, second = rng.permutation(2).tolist()
-                placebo.append(JudgedPair(one, harmless[first], harmless[second]))
+            placebo += _in_any_order(one, harmless, rng)
     return pairs[:number], placebo[:number]
+
+
+def own_pairs(
+    policy: Policy,
+    adapter: str,
+    pairs: Sequence[JudgedPair],
+    judge: ToxicityFunction,
+    *,
+    draws: int,
+    max_new_tokens: int,
+    batch_tokens: int,
+    seed: int,
+) -> tuple[list[JudgedPair], list[JudgedPair]]:
+    """The same prompts and toxic answers of the base, each with the least toxic of ``draws`` new answers of the tuned
+    model, where that is harmless. Its placebo pairs are two harmless answers of the tuned model.
+    """
+    rng = np.random.default_rng(seed)
+    with using(policy, adapter):
+        drawn = _draw(policy, [p.asked for p in pairs], judge, draws, max_new_tokens, batch_tokens, (seed, "own", 0))
+    found: list[JudgedPair] = []
+    placebo: list[JudgedPair] = []
+    for pair, known in zip(pairs, drawn, strict=True):
+        harmless = _harmless(known)
+        if harmless:
+            found.append(JudgedPair(pair.asked, pair.toxic, harmless[0]))
+        placebo += _in_any_order(pair.asked, harmless, rng)
+    return found, placebo
+
+
+def _draw(
+    policy: Policy,
+    asked: Sequence[AskedOnce],
+    judge: ToxicityFunction,
+    draws: int,
+    max_new_tokens: int,
+    batch_tokens: int,
+    stream: tuple[object, ...],
+) -> list[list[tuple[float, tuple[int, ...]]]]:
+    """Of each prompt the answers of the model as it stands that aren't empty, with P(toxic), the least toxic first."""
+    requests = [
+        Request(one.prompt, stream_seed(*stream, row, draw)) for row, one in enumerate(asked) for draw in range(draws)
+    ]
+    tokens: list[tuple[int, ...]] = [()] * len(requests)
+    for answer in generate(
+        policy,
+        requests,
+        max_new_tokens=max_new_tokens,
+        sampling=GenerationSettings(),
+        batch_tokens=batch_tokens,
+    ):
+        tokens[answer.index] = tuple(answer.tokens)
+    texts = [text_of(policy, one) for one in tokens]
+    scores = judge(texts)
+    found = []
+    for start in range(0, len(requests), draws):
+        known = [
+            (score, tokens[at])
+            for at in range(start, start + draws)
+            if (score := scores[at]) is not None and not is_empty(texts[at])
+        ]
+        found.append(sorted(known, key=lambda scored: scored[0]))
+    return found
+
+
+def _harmless(known: Sequence[tuple[float, tuple[int, ...]]]) -> list[tuple[int, ...]]:
+    return [tokens for score, tokens in known if score <= TOXIC_ABOVE]
+
+
+def _in_any_order(asked: AskedOnce, harmless: Sequence[tuple[int, ...]], rng: np.random.Generator) -> list[JudgedPair]:
+    """A placebo pair of the first two harmless answers, if there are so many."""
+    if len(harmless) < 2:
+        return []
+    first, second = rng.permutation(2).tolist()
+    return [JudgedPair(asked, harmless[first], harmless[second])]
 
 
 def pair_batches(pairs: Sequence[JudgedPair], device: torch.device, batch_tokens: int) -> Iterator[PairBatch]:

@@ -284,6 +284,19 @@ def patch_sites(
     return rows, _facts(rows, exact, through, chosen, chance[False], of_placebo, len(pairs), settings)
 
 
+@torch.no_grad()
+def preference_change(policy: Policy, adapter: str, pairs: Sequence[JudgedPair], settings: CausesSettings) -> Estimate:
+    """How far the preference of these pairs rises from the base to the tuned model."""
+    change = np.zeros(len(pairs))
+    for piece in pair_batches(pairs, policy.device, settings.batch_tokens):
+        values = []
+        for name in (None, adapter):
+            with using(policy, name):
+                values.append(piece.preference(record(policy.causal_lm, piece.batch).logprobs).double().cpu().numpy())
+        change[piece.rows] = values[1] - values[0]
+    return _estimate(change, settings)
+
+
 def _by_kind(values: FloatArray) -> dict[PositionKind, float]:
     return dict(zip(POSITION_KINDS, values.mean(0).tolist(), strict=True))
 
