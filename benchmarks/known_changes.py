@@ -4,7 +4,7 @@ A random Llama of three layers answers prompts that begin with the same three to
 counts is for answers of harmless over answers of toxic tokens. ``plant`` puts an adapter on, by kind:
 
     head        one head's output matrix also writes towards the harmless tokens
-    neuron      one neuron's value vector does
+    neuron      one neuron's value vector does, of one that is set off in all texts
     rotation    all that one layer writes is rotated towards them
     template    one layer's MLP writes at the template's positions something that later layers turn into it
     random      every module's weights are random: nothing was planted
@@ -16,7 +16,7 @@ All other modules have random weights, too, a tenth as large as those of ``rando
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -70,8 +70,10 @@ def plant(kind: ChangeKind, seed: int) -> Known:
     causal_lm = policy.causal_lm
     (piece,) = pair_batches(text, policy.device, 10**6)
     seen = record(causal_lm, piece.batch, gradients=True)
+    neuron = drawn(NEURONS)
+    if kind == "neuron":
+        layer, neuron = _steady(seen, piece.batch.mask, drawn)
     (at_stream,) = torch.autograd.grad(piece.preference(seen.logprobs).sum(), seen.stream[layer + 1])
-    neuron = _steadiest(seen, layer, piece.kinds)
     at_template = piece.kinds[..., 0].bool()
     where = at_template if kind == "template" else piece.batch.mask
     # A write along it, at all of these positions, raises the preference by about RISE.
@@ -91,9 +93,9 @@ def plant(kind: ChangeKind, seed: int) -> Known:
             only[head * width : (head + 1) * width] = 1
             _write(out, _reader(z[piece.batch.mask] * only), uphill)
         elif kind == "neuron":
-            only = torch.zeros(NEURONS)
-            only[neuron] = 1
-            _write(down, _reader(neurons[piece.batch.mask] * only), uphill)
+            reads = torch.zeros(NEURONS)
+            reads[neuron] = 1 / neurons[piece.batch.mask][:, neuron].mean()
+            _write(down, reads, uphill)
         elif kind == "rotation":
             for module, wrote in ((out, seen.attention[layer]), (down, seen.mlp[layer])):
                 _rotate(module, wrote.detach()[piece.batch.mask], uphill)
@@ -177,10 +179,13 @@ def _pair(generator: torch.Generator, toxic: range, harmless: range) -> JudgedPa
     return JudgedPair(AskedOnce(prompt, kinds), tokens(toxic, 5), tokens(harmless, 5))
 
 
-def _steadiest(seen: Recorded, layer: int, kinds: Tensor) -> int:
-    """The neuron whose activation at the answers is furthest from zero, by its spread."""
-    active = seen.neurons[layer].detach()[kinds[..., 3].bool()]
-    return int((active.mean(0) / active.std(0)).abs().argmax())
+def _steady(seen: Recorded, where: Tensor, drawn: Callable[[int], int]) -> tuple[int, int]:
+    """One of the six neurons, of all layers, that are set off alike most: (layer, neuron). What the others would write
+    is there in some texts and not in others, so nobody could find it in all.
+    """
+    active = torch.stack([one.detach()[where] for one in seen.neurons])
+    steadiest = (active.mean(1) / active.std(1)).abs().flatten().topk(6).indices
+    return divmod(int(steadiest[drawn(6)]), NEURONS)
 
 
 def _reader(states: Tensor, without: Tensor | None = None) -> Tensor:
