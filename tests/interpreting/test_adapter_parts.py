@@ -72,7 +72,8 @@ def test_gains_add_up_to_the_rise(family: str, kind: UnitKind) -> None:
         with using(policy, name), torch.no_grad():
             values[name] = sum(float(part) for part in preferences(policy))
     parts = AdapterParts(policy, "default")
-    with using(policy, "default"):
+    # Whatever was on before: here, nothing.
+    with using(policy, None):
         parts.follow(lambda: preferences(policy), points=32)
     rise = values["default"] - values[None]
     total = sum(parts.gain(unit) for unit in parts.units(kind))
@@ -142,17 +143,12 @@ def test_the_smallest_adapter_is_what_was_planted(way: str, tmp_path: Path) -> N
                 a.copy_(torch.randn(a.shape, generator=generator) * 0.02)
                 b.copy_(torch.randn(b.shape, generator=generator) * 0.02)
     prompts = [PromptText(tuple(prompt), "a prompt") for prompt in model.prompts(40)[:20]]
-    result = minimal_adapter(
-        policy,
-        "default",
-        pairs,
-        prompts[:10],
-        prompts[10:],
-        model.judge,
-        None,
-        CausesSettings(max_new_tokens=6),
-        tmp_path / "adapter",
-    )
+    settings = CausesSettings(max_new_tokens=6)
+    folder = tmp_path / "adapter"
+    with using(policy, None):  # whatever was on before
+        result = minimal_adapter(
+            policy, "default", pairs, prompts[:10], prompts[10:], model.judge, None, settings, folder
+        )
     assert result.reason is None
     assert result.tried
     layer, name = (1, "down_proj") if way == "untouched" else (0, "down_proj" if way == "rewritten" else "up_proj")

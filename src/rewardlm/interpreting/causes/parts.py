@@ -163,7 +163,8 @@ class AdapterParts:
             one.b_gain.zero_()
         places, shares = np.polynomial.legendre.leggauss(points)
         for t, share in zip(((places + 1) / 2).tolist(), (shares / 2).tolist(), strict=True):
-            with self._set({path: (one.a, t * one.b) for path, one in self.factors.items()}):
+            scaled_down = {path: (one.a, t * one.b) for path, one in self.factors.items()}
+            with self._set(scaled_down), using(self.policy, self.name):
                 sides = [self._weights(one) for one in self.factors.values()]
                 flat = [weight for pair in sides for weight in pair]
                 before = [weight.requires_grad for weight in flat]
