@@ -193,7 +193,7 @@ def _reader(states: Tensor, without: Tensor | None = None) -> Tensor:
     others = states.new_zeros(0, states.shape[1]) if without is None else without
     wanted = torch.cat([torch.ones(len(states)), torch.zeros(len(others))])
     both = torch.cat([states, others])
-    ridge = 1e-2 * float(both.square().mean()) * len(both) * torch.eye(both.shape[1])
+    ridge = (1e-2 if without is None else 1e-4) * float(both.square().mean()) * len(both) * torch.eye(both.shape[1])
     return torch.linalg.solve(both.T @ both + ridge, both.T @ wanted)
 
 

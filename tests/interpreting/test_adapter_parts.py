@@ -18,7 +18,7 @@ from rewardlm.errors import ModelError
 from rewardlm.interpreting.causes.minimal import PromptText, minimal_adapter
 from rewardlm.interpreting.causes.pairs import AskedOnce, JudgedPair, pair_batches
 from rewardlm.interpreting.causes.parts import UNIT_KINDS, AdapterParts, UnitKind
-from rewardlm.interpreting.causes.sites import mean_logprobs
+from rewardlm.interpreting.mechanistic.activations import mean_logprobs
 from rewardlm.models.architecture import architecture_of
 from rewardlm.models.load import Policy
 from rewardlm.models.lora import load_adapter, using

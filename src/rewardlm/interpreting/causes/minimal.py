@@ -31,9 +31,9 @@ from rewardlm.errors import ModelError
 from rewardlm.interpreting.answers import TOXIC_ABOVE
 from rewardlm.interpreting.causes.pairs import JudgedPair, pair_batches
 from rewardlm.interpreting.causes.parts import UNIT_KINDS, AdapterParts, Unit
-from rewardlm.interpreting.causes.sites import mean_logprobs
 from rewardlm.interpreting.findings import MeasuredPart, MinimalAdapter, ShareOfChange, TriedPart, UnitKind
 from rewardlm.interpreting.intervals import change_between, shown
+from rewardlm.interpreting.mechanistic.activations import mean_logprobs
 from rewardlm.interpreting.mechanistic.interventions import text_of
 from rewardlm.interpreting.mechanistic.value_vectors import ratio_of_means
 from rewardlm.interpreting.mechanistic.word_contrast import ToxicityFunction

@@ -18,7 +18,7 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
-from rewardlm.interpreting.mechanistic.activations import ResponseBatch
+from rewardlm.interpreting.mechanistic.activations import ResponseBatch, mean_logprobs
 from rewardlm.models.architecture import Architecture, adapter_layers, architecture_of, split_heads
 from rewardlm.models.attention import whole_weight
 from rewardlm.models.lora import scaled
@@ -182,16 +182,6 @@ def by_itself(causal_lm: Any, base: Recorded) -> Recorded:
                 finally:
                     handle.remove()
     return found
-
-
-def mean_logprobs(arch: Architecture, states: Tensor, batch: ResponseBatch) -> Tensor:
-    """Of each text's answer tokens, Float[B], from what the head reads, Float[B, T, M]."""
-    logits = arch.head(states[batch.where]).float()
-    chosen = logits.log_softmax(-1).gather(-1, batch.targets[:, None]).squeeze(-1)
-    n = len(batch.tokens)
-    sums = chosen.new_zeros(n).index_add(0, batch.row, chosen)
-    means: Tensor = sums / torch.bincount(batch.row, minlength=n).clamp(min=1)
-    return means
 
 
 @dataclass(frozen=True)

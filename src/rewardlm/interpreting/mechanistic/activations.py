@@ -72,6 +72,18 @@ def batch_of(
     return ResponseBatch(tokens, mask, where, tokens[response], where.nonzero()[:, 0])
 
 
+def mean_logprobs(arch: Architecture, states: Tensor, batch: ResponseBatch) -> Tensor:
+    """The mean log-probability (nats) of each text's answer tokens, Float[B], from what the head reads, Float[B, T, M].
+    Its graph is kept.
+    """
+    logits = arch.head(states[batch.where]).float()
+    chosen = logits.log_softmax(-1).gather(-1, batch.targets[:, None]).squeeze(-1)
+    n = len(batch.tokens)
+    sums = chosen.new_zeros(n).index_add(0, batch.row, chosen)
+    means: Tensor = sums / torch.bincount(batch.row, minlength=n).clamp(min=1)
+    return means
+
+
 @dataclass(frozen=True)
 class Trace:
     """What one forward pass left at N positions, in float32.

@@ -18,7 +18,14 @@ from rewardlm.errors import ModelError
 from rewardlm.interpreting.answers import ModelAnswers, RedrawnAnswers
 from rewardlm.interpreting.findings import AdapterPath, AdapterWrites, Estimate, RedrawPreference, ScoreChange
 from rewardlm.interpreting.intervals import Resampling
-from rewardlm.interpreting.mechanistic.activations import BaseText, ResponseBatch, batch_of, batches, trace
+from rewardlm.interpreting.mechanistic.activations import (
+    BaseText,
+    ResponseBatch,
+    batch_of,
+    batches,
+    mean_logprobs,
+    trace,
+)
 from rewardlm.interpreting.mechanistic.logit_attribution import direct_attribution, share_of_writes
 from rewardlm.interpreting.mechanistic.word_contrast import Contrast
 from rewardlm.models.architecture import Architecture, adapter_layers, architecture_of
@@ -175,12 +182,8 @@ def fewest_layers(shares: Sequence[float], share: float = 0.8) -> int:
 def mean_logprob(causal_lm: Any, batch: ResponseBatch) -> Tensor:
     """The mean log-probability (nats) of each row's response tokens, Float[B], with its graph."""
     arch = architecture_of(causal_lm)
-    states = arch.body(input_ids=batch.tokens, attention_mask=batch.mask.long(), use_cache=False)[0][batch.where]
-    logprobs = arch.head(states).float().log_softmax(-1).gather(-1, batch.targets[:, None]).squeeze(-1)
-    n_rows = batch.tokens.shape[0]
-    sums = logprobs.new_zeros(n_rows).index_add(0, batch.row, logprobs)
-    means: Tensor = sums / torch.bincount(batch.row, minlength=n_rows).clamp(min=1)
-    return means
+    states = arch.body(input_ids=batch.tokens, attention_mask=batch.mask.long(), use_cache=False)[0]
+    return mean_logprobs(arch, states, batch)
 
 
 def follow_path(text: BaseText, model: ModelAnswers, redrawn: Sequence[RedrawnAnswers] = ()) -> AdapterPath | None:
