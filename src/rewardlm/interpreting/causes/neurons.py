@@ -21,15 +21,16 @@ from torch import Tensor
 
 from rewardlm.config import CausesSettings
 from rewardlm.interpreting.causes.pairs import JudgedPair, pair_batches
+from rewardlm.interpreting.causes.patching import change_over_pairs
 from rewardlm.interpreting.causes.sites import Patch, Recorded, by_itself, record, with_patch
 from rewardlm.interpreting.findings import CausalVerdict, Estimate, GroupName, NeuronGroup, ShareOfChange, TopNeuron
-from rewardlm.interpreting.intervals import FEWEST, shown
+from rewardlm.interpreting.intervals import shown
 from rewardlm.interpreting.mechanistic.value_vectors import ratio_of_means
 from rewardlm.models.architecture import adapter_layers, architecture_of, normed_direction, weight_of
 from rewardlm.models.attention import whole_weight
 from rewardlm.models.load import Policy
 from rewardlm.models.lora import scaled, using
-from rewardlm.stats import FloatArray, mean_change
+from rewardlm.stats import FloatArray
 
 GROUPS: tuple[GroupName, ...] = ("toxic_down", "toxic_up", "against_up", "against_down")
 
@@ -68,18 +69,12 @@ def neuron_groups(
                 lost=float(out_of[name].mean()),
             )
         )
-    found = mean_change(change, seed=settings.seed)
-    enough = found.prompts >= FEWEST
-    whole = Estimate(
-        mean=found.mean, ci95=found.ci95 if enough else None, p_value=found.p_value if enough else None, n=found.prompts
-    )
-    by_name = {row.name: row for row in rows}
-    return rows, causal_verdict(whole, by_name["vectors"].out_of, by_name, settings)
+    whole = change_over_pairs(change, settings)
+    vectors = next(row.out_of for row in rows if row.name == "vectors")
+    return rows, causal_verdict(whole, vectors, settings)
 
 
-def causal_verdict(
-    change: Estimate, vectors: ShareOfChange | None, groups: dict[GroupName, NeuronGroup], settings: CausesSettings
-) -> CausalVerdict:
+def causal_verdict(change: Estimate, vectors: ShareOfChange | None, settings: CausesSettings) -> CausalVerdict:
     """``unlearned`` if most of the change is lost once the MLPs' output matrices are the base's again: then what the
     value vectors write was changed. ``bypassed`` if hardly any of it is: they could write as before, and something else
     keeps the model from it. The margins are ``carries`` and ``carries_little`` of the settings; the share's whole
@@ -106,13 +101,7 @@ def causal_verdict(
     if low > settings.carries:
         return says("unlearned", f"{share} is lost once the MLPs write by the base's value vectors again")
     if high < settings.carries_little:
-        carrier = max(
-            (row for row in groups.values() if row.name != "vectors" and row.out_of is not None),
-            key=lambda row: row.out_of.mean if row.out_of is not None else 0.0,
-            default=None,
-        )
-        rest = "" if carrier is None else f"; the most is lost with the base's {carrier.name.replace('_', ' ')}"
-        return says("bypassed", f"only {share} is lost once the MLPs write by the base's value vectors again{rest}")
+        return says("bypassed", f"only {share} is lost once the MLPs write by the base's value vectors again")
     return says("cannot_tell", f"{share} is lost with the base's value vectors: neither most of it nor hardly any")
 
 

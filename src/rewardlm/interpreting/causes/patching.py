@@ -43,12 +43,12 @@ from rewardlm.interpreting.causes.sites import (
     with_stream,
 )
 from rewardlm.interpreting.findings import Estimate, PatchedSite, PatchingFacts, PositionKind
-from rewardlm.interpreting.intervals import FEWEST, adjust, shown
+from rewardlm.interpreting.intervals import FEWEST, Resampling, adjust, shown
 from rewardlm.interpreting.mechanistic.interventions import random_adapter
 from rewardlm.models.architecture import architecture_of
 from rewardlm.models.load import Policy
 from rewardlm.models.lora import using
-from rewardlm.stats import LEVEL, FloatArray, mean_change, rank_p_value
+from rewardlm.stats import LEVEL, FloatArray, rank_p_value
 
 # A corrected p of .05 over some hundred sites needs raw ones of 1e-4.
 _FLIPS = 50_000
@@ -240,10 +240,13 @@ def patch_sites(
         (on_placebo,) = site_effects(policy, placebo, [lambda: using(policy, adapter)], settings.batch_tokens)
         of_placebo = on_placebo.through.sum(-1)
     place_of = {at: place for place, at in enumerate(chosen)}
-    of_site, of_own = (
-        [_estimate(known[:, place_of[at]] if at in among else guessed[:, at], settings) for at in range(len(sites))]
-        for known, guessed, among in ((exact.into, through, place_of), (exact.own, own, closely))
-    )
+    # Exact where it is known.
+    by_site, by_own = through.copy(), own.copy()
+    for at, place in place_of.items():
+        by_site[:, at] = exact.into[:, place]
+        if at in closely:
+            by_own[:, at] = exact.own[:, place]
+    of_site, of_own = ([change_over_pairs(column, settings) for column in values.T] for values in (by_site, by_own))
     is_stream = np.array([site.kind == "stream" for site in sites])
     adjust(of_site)
     adjust([one for one, stream in zip(of_own, is_stream, strict=True) if not stream])
@@ -294,7 +297,7 @@ def preference_change(policy: Policy, adapter: str, pairs: Sequence[JudgedPair],
             with using(policy, name):
                 values.append(piece.preference(record(policy.causal_lm, piece.batch).logprobs).double().cpu().numpy())
         change[piece.rows] = values[1] - values[0]
-    return _estimate(change, settings)
+    return change_over_pairs(change, settings)
 
 
 def _by_kind(values: FloatArray) -> dict[PositionKind, float]:
@@ -341,12 +344,9 @@ def sites_to_patch(
     return set(first), sorted([*first, *(rest[at] for at in spread), *streams[::-4]])
 
 
-def _estimate(effects: FloatArray, settings: CausesSettings) -> Estimate:
-    found = mean_change(effects, n_flips=_FLIPS, seed=settings.seed)
-    enough = found.prompts >= FEWEST
-    return Estimate(
-        mean=found.mean, ci95=found.ci95 if enough else None, p_value=found.p_value if enough else None, n=found.prompts
-    )
+def change_over_pairs(effects: FloatArray, settings: CausesSettings) -> Estimate:
+    """The mean of ``effects`` Float[N], one a pair and so one a prompt, with its interval and p-value."""
+    return Resampling(_FLIPS, settings.seed).change(effects, range(len(effects)))
 
 
 def _passes(effect: Estimate, p_random: float | None) -> bool:
@@ -371,13 +371,13 @@ def _facts(
     by_estimate = [float(estimates[:, chosen[place]].mean()) for place in writes]
     by_exact = [float(exact.into[:, place].mean()) for place in writes]
     known = len(writes) > 2 and len(set(by_exact)) > 1 and len(set(by_estimate)) > 1
-    on_placebo = [_estimate(column, settings) for column in of_placebo.T] if len(of_placebo) >= FEWEST else []
+    on_placebo = [change_over_pairs(column, settings) for column in of_placebo.T] if len(of_placebo) >= FEWEST else []
     adjust(on_placebo)
     return PatchingFacts(
         pairs=pairs,
         before=float(exact.before.mean()),
         after=float(exact.after.mean()),
-        change=_estimate(exact.after - exact.before, settings),
+        change=change_over_pairs(exact.after - exact.before, settings),
         sites=len(rows),
         exact_sites=len(chosen),
         rank_correlation=float(spearmanr(by_estimate, by_exact).statistic) if known else None,
