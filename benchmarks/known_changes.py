@@ -4,7 +4,7 @@ A random Llama of three layers answers prompts that begin with the same three to
 counts is for answers of harmless over answers of toxic tokens. ``plant`` puts an adapter on, by kind:
 
     head        one head's output matrix also writes towards the harmless tokens
-    neuron      one neuron's value vector does, of one that is set off in all texts
+    neuron      the value vector of one neuron does, which is set off in all texts
     rotation    all that one layer writes is rotated towards them
     template    one layer's MLP writes at the template's positions something that later layers turn into it
     random      every module's weights are random: nothing was planted
@@ -16,7 +16,7 @@ All other modules have random weights, too, a tenth as large as those of ``rando
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -29,7 +29,7 @@ from rewardlm.config import CausesSettings
 from rewardlm.interpreting.causes.neurons import top_neurons
 from rewardlm.interpreting.causes.pairs import AskedOnce, JudgedPair, pair_batches
 from rewardlm.interpreting.causes.patching import patch_sites
-from rewardlm.interpreting.causes.sites import Recorded, record
+from rewardlm.interpreting.causes.sites import record
 from rewardlm.interpreting.findings import PatchedSite
 from rewardlm.models.load import Policy
 
@@ -63,22 +63,25 @@ def plant(kind: ChangeKind, seed: int) -> Known:
     def drawn(high: int) -> int:
         return int(torch.randint(high, (1,), generator=generator))
 
-    policy = _random_model(generator)
-    # What is written at the template after the last layer reaches no answer.
-    layer, head = drawn(LAYERS - (kind == "template")), drawn(HEADS)
-    text = [_pair(generator, TOXIC, HARMLESS) for _ in range(64)]
-    causal_lm = policy.causal_lm
-    (piece,) = pair_batches(text, policy.device, 10**6)
-    seen = record(causal_lm, piece.batch, gradients=True)
-    neuron = drawn(NEURONS)
-    if kind == "neuron":
-        layer, neuron = _steady(seen, piece.batch.mask, drawn)
-    (at_stream,) = torch.autograd.grad(piece.preference(seen.logprobs).sum(), seen.stream[layer + 1])
-    at_template = piece.kinds[..., 0].bool()
-    where = at_template if kind == "template" else piece.batch.mask
-    # A write along it, at all of these positions, raises the preference by about RISE.
-    uphill = at_stream[where].sum(0) / len(text)
-    uphill = RISE * uphill / uphill.square().sum()
+    while True:
+        policy = _random_model(generator)
+        # What is written at the template after the last layer reaches no answer.
+        layer, head, neuron = drawn(LAYERS - (kind == "template")), drawn(HEADS), drawn(NEURONS)
+        text = [_pair(generator, TOXIC, HARMLESS) for _ in range(64)]
+        causal_lm = policy.causal_lm
+        (piece,) = pair_batches(text, policy.device, 10**6)
+        if kind == "neuron":
+            _fire_always(causal_lm, layer, neuron)
+        seen = record(causal_lm, piece.batch, gradients=True)
+        (at_stream,) = torch.autograd.grad(piece.preference(seen.logprobs).sum(), seen.stream[layer + 1])
+        at_template = piece.kinds[..., 0].bool()
+        where = at_template if kind == "template" else piece.batch.mask
+        # A write along it, at all of these positions, raises the preference by about RISE.
+        uphill = at_stream[where].sum(0) / len(text)
+        uphill = RISE * uphill / uphill.square().sum()
+        # Where it must be longer than all that the layer writes, any change as large does as much: another model.
+        if float(uphill.norm()) < float(seen.mlp[layer].detach()[piece.batch.mask].norm(dim=-1).mean()):
+            break
     policy.model = get_peft_model(causal_lm, LoraConfig(r=RANK, lora_alpha=RANK, target_modules="all-linear"))
     with torch.no_grad():
         for name, parameter in policy.model.named_parameters():
@@ -179,13 +182,16 @@ def _pair(generator: torch.Generator, toxic: range, harmless: range) -> JudgedPa
     return JudgedPair(AskedOnce(prompt, kinds), tokens(toxic, 5), tokens(harmless, 5))
 
 
-def _steady(seen: Recorded, where: Tensor, drawn: Callable[[int], int]) -> tuple[int, int]:
-    """One of the six neurons, of all layers, that are set off alike most: (layer, neuron). What the others would write
-    is there in some texts and not in others, so nobody could find it in all.
+def _fire_always(causal_lm: Any, layer: int, neuron: int) -> None:
+    """Let the neuron read what every token's embedding has alike, so that it is set off in all texts alike, and as much
+    as others. What one writes that is set off in some texts alone could be found by nobody in all.
     """
-    active = torch.stack([one.detach()[where] for one in seen.neurons])
-    steadiest = (active.mean(1) / active.std(1)).abs().flatten().topk(6).indices
-    return divmod(int(steadiest[drawn(6)]), NEURONS)
+    model = causal_lm.model
+    with torch.no_grad():
+        model.embed_tokens.weight[:, 0] = 2
+        for matrix in (model.layers[layer].mlp.gate_proj, model.layers[layer].mlp.up_proj):
+            matrix.weight[neuron] = 0
+            matrix.weight[neuron, 0] = 3
 
 
 def _reader(states: Tensor, without: Tensor | None = None) -> Tensor:
