@@ -264,6 +264,8 @@ PAGES = (report, runs, judges, migration, frontier, power)
 
 # What of an interpretation no page shows: facts of its models, words that are compared, kinds of words.
 _OF_AN_INTERPRETATION = {
+    # The page makes names of heads and MLPs itself; which ones were patched together it counts.
+    "head 0.0", "head 0.1", "head 1.1", "mlp 0", "stream 1", "stream 2", "a part by name",
     " liars", "a text", "an/adapter", "answer", "best-of-n", "end", "float32", "fools", "input_x_gradient",
     "inside can’t be read: it draws", "llama", "mlp", "prompt", "tables", "template",
 }  # fmt: skip
@@ -412,6 +414,15 @@ def used(seen: Any) -> str:
             return [...word.closest("figure").querySelectorAll(".note-of")].map(one => one.textContent);
           });
         })"""
+    )
+    # Every head and MLP of every map is chosen.
+    texts += page.evaluate(
+        """() => [...document.querySelectorAll(".causes")].flatMap(box =>
+          [...box.querySelectorAll(".site-notes li")].map(one => {
+            box.dataset.chosen = one.dataset.site;
+            document.dispatchEvent(new Event("veils"));
+            return box.querySelector(".site-note").textContent;
+          }))"""
     )
     texts += page.evaluate(HOVERED)
     return " ".join([*texts, page.evaluate(TEXTS)])

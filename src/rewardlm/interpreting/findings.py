@@ -657,8 +657,8 @@ class PatchedSite(Stored):
 
     site: str
     kind: Literal["head", "mlp", "stream"]
-    layer: int
-    head: int | None
+    layer: int = Field(ge=0, lt=10_000)
+    head: int | None = Field(ge=0, lt=10_000)
     effect: float | None
     ci95: tuple[float, float] | None
     p_value: float | None
@@ -675,6 +675,11 @@ class PatchedSite(Stored):
     out_of: float | None
     placebo: float | None
     by_position: dict[PositionKind, float]
+
+    @property
+    def name(self) -> str:
+        """What ``site`` says, from its parts: as ``head 3.2``, ``mlp 5``, ``stream 7``."""
+        return f"{self.kind} {self.layer}" + (f".{self.head}" if self.head is not None else "")
 
 
 class PatchedAnswers(Stored):

@@ -196,7 +196,7 @@ def _model(model: ModelFacts, base: str) -> dict[str, Any]:
         "sentences": sentences([model]),
         "origin_map": figures.map_figure(sites, "own") if sites else None,
         "effect_map": figures.map_figure(sites, "effect") if sites else None,
-        "notes": [site_note(one, heads.get(one.site)) for one in sites if one.kind != "stream"],
+        "notes": [site_note(one, heads.get(one.name)) for one in sites if one.kind != "stream"],
         "listed": listed(sites),
         "answers": model.patched.answers if model.patched else [],
         "groups": figures.groups_figure(groups) if any(row.out_of for _, row in groups) else None,
@@ -237,7 +237,7 @@ def site_note(site: PatchedSite, head: HeadFacts | None) -> dict[str, str]:
     """What a click on the map says of a site: its numbers, and (to be shown with texts that may offend) its tokens."""
     by = "patched" if site.exact else "estimated"
     said = (
-        f"{site.site}, {by}: passes on {signed(site.effect or 0.0, 4)} nats a token, does "
+        f"{site.name}, {by}: passes on {signed(site.effect or 0.0, 4)} nats a token, does "
         f"{signed(site.own or 0.0, 4)} by itself"
     )
     if site.out_of is not None:
@@ -247,7 +247,7 @@ def site_note(site: PatchedSite, head: HeadFacts | None) -> dict[str, str]:
     if where[1]:
         said += f"; most at the {_WHERE[where[0]]}"
     looks, tokens = ("", "") if head is None else head_notes(head)
-    return {"site": site.site, "note": f"{said}.{looks}", "tokens": tokens}
+    return {"site": site.name, "note": f"{said}.{looks}", "tokens": tokens}
 
 
 _WHERE = {
@@ -312,7 +312,7 @@ def _ranked(sites: Sequence[PatchedSite], by: str) -> list[PatchedSite]:
 
 def _named(sites: Sequence[PatchedSite], by: str) -> str:
     """The first of them with their numbers, and how many there are."""
-    shown = [f"{one.site} ({signed(getattr(one, by) or 0.0, 3)})" for one in sites[:5]]
+    shown = [f"{one.name} ({signed(getattr(one, by) or 0.0, 3)})" for one in sites[:5]]
     more = f" and {len(sites) - 5} others" if len(sites) > 5 else ""
     return ", ".join(shown) + more
 

@@ -24,11 +24,11 @@ def map_figure(sites: Sequence[PatchedSite], what: str) -> dict[str, Any]:
     for one in writes:
         column = heads if one.head is None else one.head
         value = one.effect if what == "effect" else one.own
-        table[one.layer][column], names[one.layer][column] = value, one.site
+        table[one.layer][column], names[one.layer][column] = value, one.name
         if one.claimed if what == "effect" else one.origin:
             marked_x.append(column)
             marked_y.append(one.layer)
-            marked.append(one.site)
+            marked.append(one.name)
     most = max((abs(value) for row in table for value in row if value is not None), default=0.0) or 1.0
     layout = base_layout(height=max(320, 12 * layers + 130))
     layout["margin"] = {"l": 56, "r": 16, "t": 16, "b": 56}
