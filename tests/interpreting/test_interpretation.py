@@ -21,7 +21,7 @@ from rewardlm.errors import ModelError, RunError
 from rewardlm.interpreting.answers import draw, load_runs, token_positions
 from rewardlm.interpreting.findings import Interpretation
 from rewardlm.interpreting.interpretation import KIND, interpret
-from rewardlm.interpreting.mechanistic import examination
+from rewardlm.interpreting.mechanistic.asked_judges import judge_of
 from rewardlm.interpreting.models import load_models
 from rewardlm.interpreting.records import attribution_tasks
 from rewardlm.models.lora import load_adapter
@@ -398,9 +398,9 @@ def test_the_inside_is_examined_where_the_baseline_is_the_base(made: list[Path],
 
 
 def test_a_judge_that_cannot_be_asked_here_is_replaced_and_it_is_said() -> None:
-    judge, notes = examination._judge("perspective", "cpu")
+    judge, notes = judge_of("perspective", "cpu")
     assert "were judged by starter, since perspective can’t be asked here" in notes[0]
-    lexical, nothing = examination._judge("lexical", "cpu")
+    lexical, nothing = judge_of("lexical", "cpu")
     assert nothing == []
     harmless, rude = "What a lovely garden.", "You are a stupid bastard."
     for one in (judge, lexical):

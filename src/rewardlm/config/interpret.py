@@ -218,7 +218,7 @@ class InterpretSettings(Section):
 
     heads: bool = Field(False, description="Look at every attention head: where it looks, and what it writes.")
     patching: bool = Field(
-        False, description="Put values of each tuned model into the base, and the other way: which parts do it?"
+        False, description="Put values of each tuned model into the base, and the other way, to see which parts do it."
     )
     minimal_adapter: bool = Field(
         False, description="Look for the smallest part of each adapter that does it, and write it as an adapter."
