@@ -3,9 +3,9 @@
 A random Llama of three layers answers prompts that begin with the same three tokens of a template. The preference that
 counts is for answers of harmless over answers of toxic tokens. ``plant`` puts an adapter on, by kind:
 
-    head        one head's output matrix also writes towards the harmless tokens
+    head        one head's output matrix also writes what raises the preference
     neuron      the value vector of one neuron does, which is set off in all texts
-    rotation    all that one layer writes is rotated towards them
+    rotation    all that one layer writes is turned by 60°, in the plane of its mean write and of that direction
     template    one layer's MLP writes at the template's positions something that later layers turn into it
     random      every module's weights are random: nothing was planted
 

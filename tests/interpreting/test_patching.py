@@ -77,7 +77,7 @@ def test_all_writes_together_make_the_other_model(family: str) -> None:
             everything = with_patch(causal_lm, piece.batch, receiver, Patch.of(donor, writes))
             assert everything.tolist() == pytest.approx(donor.logprobs.tolist(), abs=2e-4)
             last = len(receiver.stream) - 1
-            whole = with_stream(causal_lm, piece.batch, receiver, donor, last, None)
+            whole = with_stream(causal_lm, piece.batch, receiver, donor, last)
             assert whole.tolist() == pytest.approx(donor.logprobs.tolist(), **close)
             for layer in range(last + 1):
                 again = run_from(causal_lm, piece.batch, layer, receiver.stream[layer], receiver)

@@ -104,7 +104,7 @@ def test_a_patched_pass_is_nnsights(policy: Policy, models: tuple[Any, Any], sit
     receiver, donor, name = (base, tuned, None) if into == "base" else (tuned, base, "default")
     with using(policy, name):
         if site.kind == "stream":
-            ours = with_stream(policy.causal_lm, piece.batch, receiver, donor, site.layer, None)
+            ours = with_stream(policy.causal_lm, piece.batch, receiver, donor, site.layer)
         else:
             ours = with_patch(policy.causal_lm, piece.batch, receiver, Patch.of(donor, [site]))
     theirs = models if into == "base" else models[::-1]

@@ -17,6 +17,7 @@ Bucket = Literal["low", "medium", "high"]
 # What was changed in a model: see ``mechanistic.causal_check``.
 PositionKind = Literal["template", "hostile", "prompt", "answer"]
 GroupName = Literal["named", "toxic_down", "toxic_up", "against_up", "against_down", "all", "attention", "vectors"]
+SiteKind = Literal["head", "mlp", "stream"]
 UnitKind = Literal["layer", "module", "head", "rank"]
 CausalKind = Literal["plain", "scale", "layers_off", "add", "ablate", "add_random", "ablate_random"]
 
@@ -656,7 +657,7 @@ class PatchedSite(Stored):
     two harmless answers."""
 
     site: str
-    kind: Literal["head", "mlp", "stream"]
+    kind: SiteKind
     layer: int = Field(ge=0, lt=10_000)
     head: int | None = Field(ge=0, lt=10_000)
     effect: float | None
@@ -678,8 +679,13 @@ class PatchedSite(Stored):
 
     @property
     def name(self) -> str:
-        """What ``site`` says, from its parts: as ``head 3.2``, ``mlp 5``, ``stream 7``."""
-        return f"{self.kind} {self.layer}" + (f".{self.head}" if self.head is not None else "")
+        """What ``site`` says, from its parts."""
+        return site_name(self.kind, self.layer, self.head)
+
+
+def site_name(kind: SiteKind, layer: int, head: int | None) -> str:
+    """As ``head 3.2``, ``mlp 5``, ``stream 7``."""
+    return f"{kind} {layer}" + ("" if head is None else f".{head}")
 
 
 class PatchedAnswers(Stored):

@@ -25,17 +25,17 @@ from rewardlm.reporting import causes_figures as figures
 from rewardlm.reporting.headline import Part
 from rewardlm.reporting.intervals import direction, number_text
 
+_VERDICTS = {
+    "unlearned": "unlearned: what the MLPs’ value vectors write was changed",
+    "bypassed": "bypassed: the value vectors could write as before, and other parts keep the model from it",
+    "cannot_tell": "can’t tell whether it was unlearned or bypassed",
+    "unclear": "nothing to explain",
+}
 # The same where the pairs are those of the model's own new answers, which no verdict on toxicity can rest on.
 _OWN_VERDICTS = {
     "unlearned": "what moves it to its new answers is what its value vectors write now",
     "bypassed": "its value vectors could write as before; other parts move it to its new answers",
     "cannot_tell": "can’t tell whether its value vectors or other parts move it to its new answers",
-    "unclear": "nothing to explain",
-}
-_VERDICTS = {
-    "unlearned": "unlearned: what the MLPs’ value vectors write was changed",
-    "bypassed": "bypassed: the value vectors could write as before, and other parts keep the model from it",
-    "cannot_tell": "can’t tell whether it was unlearned or bypassed",
     "unclear": "nothing to explain",
 }
 GROUP_NAMES = {
@@ -47,6 +47,12 @@ GROUP_NAMES = {
     "all": "all neurons’ activations",
     "attention": "all heads",
     "vectors": "the value vectors (output matrices)",
+}
+_WHERE = {
+    "template": "template’s tokens",
+    "hostile": "prompt’s hostile words",
+    "prompt": "rest of the prompt",
+    "answer": "answer",
 }
 # Of the sites, so many are listed if fewer are claimed.
 _LISTED = 8
@@ -61,7 +67,7 @@ def section(result: Interpretation) -> dict[str, Any] | None:
         return None
     patched = [(model.label, model.patching) for model in models if model.patching]
     return {
-        "models": [_model(model, result.models[0].label) for model in models],
+        "models": [_model(model) for model in models],
         "base": result.models[0].label,
         "stream": figures.stream_figure(patched) if patched else None,
     }
@@ -97,12 +103,16 @@ def verdict_parts(verdict: CausalVerdict, model: ModelFacts) -> list[Part]:
         (said[0].upper() + said[1:], verdict.kind in ("unlearned", "bypassed")),
         (f": {verdict.reason}. ", False),
         (
-            f"The first asks for an interval above {_share(verdict.carries)} with the base’s value vectors, the second "
-            f"for one below {_share(verdict.carries_little)}.",
+            f"Of {_choices(model)}, the first asks for an interval above {_share(verdict.carries)} with the base’s "
+            f"value vectors, the second for one below {_share(verdict.carries_little)}.",
             False,
         ),
         (_not_shown(model), False),
     ]
+
+
+def _choices(model: ModelFacts) -> str:
+    return "“its value vectors” and “other parts”" if model.towards == "own" else "“unlearned” and “bypassed”"
 
 
 def _verdict(verdict: CausalVerdict, model: ModelFacts) -> str:
@@ -185,7 +195,7 @@ def minimal_parts(found: MinimalAdapter) -> list[Part]:
     ]
 
 
-def _model(model: ModelFacts, base: str) -> dict[str, Any]:
+def _model(model: ModelFacts) -> dict[str, Any]:
     sites = model.patching or []
     heads = {f"head {one.layer}.{one.head}": one for one in model.heads or ()}
     groups = [(GROUP_NAMES[one.name], one) for one in model.neuron_groups or () if one.name in GROUP_NAMES]
@@ -200,7 +210,6 @@ def _model(model: ModelFacts, base: str) -> dict[str, Any]:
         "listed": listed(sites),
         "answers": model.patched.answers if model.patched else [],
         "groups": figures.groups_figure(groups) if any(row.out_of for _, row in groups) else None,
-        "group_rows": [(name, row, share_text(row.into), share_text(row.out_of)) for name, row in groups],
         "neurons": model.neurons or [],
         "words": [_words(one) for one in (model.patched.words if model.patched else ())],
         "minimal": minimal if minimal is not None and minimal.reason is None else None,
@@ -209,7 +218,6 @@ def _model(model: ModelFacts, base: str) -> dict[str, Any]:
             if minimal is not None and minimal.tried
             else None
         ),
-        "base": base,
     }
 
 
@@ -248,14 +256,6 @@ def site_note(site: PatchedSite, head: HeadFacts | None) -> dict[str, str]:
         said += f"; most at the {_WHERE[where[0]]}"
     looks, tokens = ("", "") if head is None else head_notes(head)
     return {"site": site.name, "note": f"{said}.{looks}", "tokens": tokens}
-
-
-_WHERE = {
-    "template": "template’s tokens",
-    "hostile": "prompt’s hostile words",
-    "prompt": "rest of the prompt",
-    "answer": "answer",
-}
 
 
 def head_notes(head: HeadFacts) -> tuple[str, str]:

@@ -8,6 +8,7 @@ from __future__ import annotations
 import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -22,13 +23,12 @@ from rewardlm.interpreting.causes.minimal import PromptText, minimal_adapter
 from rewardlm.interpreting.causes.neurons import neuron_groups, top_neurons
 from rewardlm.interpreting.causes.pairs import AskedOnce, JudgedPair, asked_once, draw_pairs, own_pairs
 from rewardlm.interpreting.causes.patched_answers import judge_patched
-from rewardlm.interpreting.causes.patching import patch_sites, preference_change, token_effects
+from rewardlm.interpreting.causes.patching import Say, patch_sites, preference_change, token_effects
 from rewardlm.interpreting.causes.sites import Site
 from rewardlm.interpreting.findings import PatchedSite, PatchedWords, Stored, WordsByPart
 from rewardlm.interpreting.intervals import shown
 from rewardlm.interpreting.mechanistic.asked_judges import judge_of, toxicity_by
-from rewardlm.interpreting.mechanistic.logit_attribution import contrast_direction, vocabulary_covariance
-from rewardlm.interpreting.mechanistic.value_vectors import value_vectors
+from rewardlm.interpreting.mechanistic.value_vectors import ChosenVectors, choose_value_vectors
 from rewardlm.interpreting.mechanistic.word_contrast import ToxicityFunction, contrast_for
 from rewardlm.interpreting.models import RunModel
 from rewardlm.interpreting.word_shares import pieces
@@ -36,7 +36,6 @@ from rewardlm.measuring.measured import Measured
 from rewardlm.measuring.similarity import load_embedder, similarities
 from rewardlm.models.architecture import architecture_of
 from rewardlm.models.load import Policy
-from rewardlm.models.lora import using
 from rewardlm.progress import ProgressCallback
 from rewardlm.runs import Run
 from rewardlm.scoring.load import load_scorer
@@ -48,7 +47,6 @@ _FEWEST_PAIRS = 5
 _NEURONS = 12
 # Pairs that are shown word by word, and parts that these are coloured by.
 _WORDS, _COLOURED = 2, 6
-Say = Callable[[str], None]
 
 
 @dataclass(frozen=True)
@@ -105,7 +103,7 @@ def explain_runs(
             f"Parts of the adapters were not looked for: {base.label} gave both a toxic and a harmless answer to only "
             f"{len(pairs)} of {len(asked.search)} prompts, and {_FEWEST_PAIRS} are needed.",
         ]
-    questions = _Questions(found, pairs, placebo, asked, words, judge, settings, own)
+    questions = _Questions(found, base.policy, pairs, placebo, asked, words, judge, settings, own)
     folders = _folders([one.label for one in tuned])
     return {one.label: questions.of(one, folder) for one, folder in zip(tuned, folders, strict=True)}, notes
 
@@ -115,6 +113,7 @@ class _Questions:
     """What is asked of each tuned model, on the same pairs and prompts."""
 
     found: _Found
+    base: Policy
     base_pairs: list[JudgedPair]
     base_placebo: list[JudgedPair]
     asked: _Asked
@@ -150,6 +149,12 @@ class _Questions:
                 label, "minimal", "the smallest adapter", lambda say: self.minimal(policy, adapter, pairs, folder, say)
             )
         return facts
+
+    @cached_property
+    def toxic_vectors(self) -> ChosenVectors:
+        """The base's value vectors that promote the toxic words most: the same for all tuned models, which share it."""
+        inside = self.settings.inside.model_copy(update={"vectors_by": "words"})
+        return choose_value_vectors(self.base, contrast_for(self.base, self.words, inside), None, inside)
 
     def own_pairs(self, policy: Policy, adapter: str) -> dict[str, Any]:
         """Which pairs the model is looked at on: the base's, or those with its own new answers."""
@@ -214,17 +219,10 @@ class _Questions:
         )
 
     def neurons(self, policy: Policy, adapter: str, pairs: Sequence[JudgedPair]) -> dict[str, Any]:
-        contrast = contrast_for(policy, self.words, self.settings.inside)
-        if contrast is None:
+        if self.toxic_vectors.towards is None:
             return {}
-        number = self.settings.inside.value_vectors
-        with using(policy, None):
-            towards = contrast_direction(policy.causal_lm, contrast)
-            spread = vocabulary_covariance(policy.causal_lm)
-            named = value_vectors(policy.causal_lm, towards, number=number, covariance=spread)
-        groups, verdict = neuron_groups(
-            policy, adapter, pairs, towards, [(one.layer, one.neuron) for one in named], self.own
-        )
+        named = [(one.layer, one.neuron) for one in self.toxic_vectors.vectors]
+        groups, verdict = neuron_groups(policy, adapter, pairs, self.toxic_vectors.towards, named, self.own)
         top = top_neurons(policy, adapter, pairs, number=_NEURONS, batch_tokens=self.own.batch_tokens)
         return {"neuron_groups": groups, "neurons": top, "verdict": verdict}
 

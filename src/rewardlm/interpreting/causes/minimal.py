@@ -26,23 +26,23 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from rewardlm.config import CausesSettings, GenerationSettings
+from rewardlm.config import CausesSettings
 from rewardlm.errors import ModelError
 from rewardlm.interpreting.answers import TOXIC_ABOVE
+from rewardlm.interpreting.causes.neurons import share_of_change
 from rewardlm.interpreting.causes.pairs import JudgedPair, pair_batches
 from rewardlm.interpreting.causes.parts import UNIT_KINDS, AdapterParts, Unit
+from rewardlm.interpreting.causes.patching import Say
 from rewardlm.interpreting.findings import MeasuredPart, MinimalAdapter, ShareOfChange, TriedPart, UnitKind
 from rewardlm.interpreting.intervals import change_between, shown
-from rewardlm.interpreting.mechanistic.activations import mean_logprobs
-from rewardlm.interpreting.mechanistic.interventions import text_of
-from rewardlm.interpreting.mechanistic.value_vectors import ratio_of_means
+from rewardlm.interpreting.mechanistic.adapter_effects import mean_logprob
+from rewardlm.interpreting.mechanistic.interventions import answers_to, text_of
 from rewardlm.interpreting.mechanistic.word_contrast import ToxicityFunction
-from rewardlm.models.architecture import architecture_of
-from rewardlm.models.generate import Request, generate, stream_seed
+from rewardlm.measuring import metrics
+from rewardlm.models.generate import Request, stream_seed
 from rewardlm.models.load import Policy
 from rewardlm.models.logprobs import row_stats
 from rewardlm.models.lora import using
-from rewardlm.trunk import evaluating
 
 # Points of the path, and pairs on which parts are searched: many parts are tried.
 _POINTS, _SEARCHED = 2, 12
@@ -65,7 +65,7 @@ class Answered:
     """A model's answers, K to each of N prompts, prompt by prompt: ``tokens``, texts, and P(toxic), None where
     unscored."""
 
-    tokens: list[tuple[int, ...]]
+    tokens: list[list[int]]
     texts: list[str]
     toxicity: list[float | None]
     samples: int
@@ -88,7 +88,7 @@ def minimal_adapter(
     settings: CausesSettings,
     folder: Path,
     *,
-    say: Callable[[str], None] | None = None,
+    say: Say | None = None,
 ) -> MinimalAdapter:
     """Find the part, write it to ``folder``, and measure it. Nothing is written where there is nothing to keep."""
 
@@ -185,9 +185,7 @@ class _Part:
 class _Search:
     """Steps 2 and 3; ``tried`` is what was tried, in order."""
 
-    def __init__(
-        self, parts: AdapterParts, pairs: Sequence[JudgedPair], settings: CausesSettings, tell: Callable[[str], None]
-    ) -> None:
+    def __init__(self, parts: AdapterParts, pairs: Sequence[JudgedPair], settings: CausesSettings, tell: Say) -> None:
         self.parts, self.pairs, self.settings, self.tell = parts, pairs, settings, tell
         self.tried: list[TriedPart] = []
         policy = parts.policy
@@ -273,13 +271,8 @@ class _Search:
 
 def _preferences(policy: Policy, pairs: Sequence[JudgedPair], batch_tokens: int) -> Iterator[Tensor]:
     """The sum of E over some pairs at a time, by the model as it stands, with its graph."""
-    causal_lm = policy.causal_lm
-    arch = architecture_of(causal_lm)
     for piece in pair_batches(pairs, policy.device, batch_tokens):
-        batch = piece.batch
-        with evaluating(causal_lm):
-            states = arch.body(input_ids=batch.tokens, attention_mask=batch.mask.long(), use_cache=False)[0]
-            yield piece.preference(mean_logprobs(arch, states, batch)).sum()
+        yield piece.preference(mean_logprob(policy.causal_lm, piece.batch)).sum()
 
 
 def _answers(
@@ -295,16 +288,10 @@ def _answers(
         for row, prompt in enumerate(prompts)
         for sample in range(settings.samples)
     ]
-    tokens: list[tuple[int, ...]] = [()] * len(requests)
     with on:
-        for answer in generate(
-            policy,
-            requests,
-            max_new_tokens=settings.max_new_tokens,
-            sampling=GenerationSettings(),
-            batch_tokens=settings.batch_tokens,
-        ):
-            tokens[answer.index] = tuple(answer.tokens)
+        tokens = answers_to(
+            policy, requests, max_new_tokens=settings.max_new_tokens, batch_tokens=settings.batch_tokens
+        )
     texts = [text_of(policy, one) for one in tokens]
     return Answered(tokens, texts, list(judge(texts)), settings.samples)
 
@@ -319,7 +306,7 @@ def _measured(
     settings: CausesSettings,
 ) -> MeasuredPart:
     """What a model's ``own`` answers are worth; ``on`` switches it on, and ``base`` are the base's answers."""
-    known = [score for score in own.toxicity if score is not None]
+    scores = np.array(own.toxicity, np.float64)
     asked = [prompt for prompt in prompts for _ in range(settings.samples)]
     with using(policy, None):
         fluent = _logprobs(policy, asked, own.tokens, settings.batch_tokens)
@@ -329,8 +316,8 @@ def _measured(
     close = similarity([prompt.text for prompt in asked], own.texts) if similarity is not None else []
     alike = [one for one in close if one is not None]
     return MeasuredPart(
-        toxicity=float(np.mean(known)) if known else None,
-        toxic_fraction=float(np.mean([score > TOXIC_ABOVE for score in known])) if known else None,
+        toxicity=metrics.mean(scores),
+        toxic_fraction=metrics.toxic_fraction(scores, threshold=TOXIC_ABOVE),
         perplexity=math.exp(-float(fluent.mean())) if len(fluent) else None,
         prompt_similarity=float(np.mean(alike)) if alike else None,
         words=float(np.mean([len(text.split()) for text in own.texts])),
@@ -357,8 +344,7 @@ def _share_of_fall(
     base: Sequence[float | None], whole: Sequence[float | None], part: Sequence[float | None]
 ) -> ShareOfChange | None:
     falls = _falls(base, whole, part)
-    found = None if falls is None else ratio_of_means(*falls, 0.2)
-    return None if found is None else ShareOfChange(mean=found.mean, ci95=found.ci95, n=found.n)
+    return None if falls is None else share_of_change(*falls)
 
 
 def _falls(

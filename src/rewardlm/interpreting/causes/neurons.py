@@ -25,6 +25,7 @@ from rewardlm.interpreting.causes.patching import change_over_pairs
 from rewardlm.interpreting.causes.sites import Patch, Recorded, by_itself, record, with_patch
 from rewardlm.interpreting.findings import CausalVerdict, Estimate, GroupName, NeuronGroup, ShareOfChange, TopNeuron
 from rewardlm.interpreting.intervals import shown
+from rewardlm.interpreting.mechanistic.adapter_effects import mean_logprob
 from rewardlm.interpreting.mechanistic.value_vectors import ratio_of_means
 from rewardlm.models.architecture import adapter_layers, architecture_of, normed_direction, weight_of
 from rewardlm.models.attention import whole_weight
@@ -63,8 +64,8 @@ def neuron_groups(
             NeuronGroup(
                 name=name,
                 neurons=None if which is None else sum(len(one) for one in which.values()),
-                into=_share(change, into[name]),
-                out_of=_share(change, out_of[name]),
+                into=share_of_change(change, into[name]),
+                out_of=share_of_change(change, out_of[name]),
                 effect=float(into[name].mean()),
                 lost=float(out_of[name].mean()),
             )
@@ -229,15 +230,17 @@ def _shares(
                 fall = tuned.logprobs - with_patch(causal_lm, piece.batch, tuned, patch(base, name))
             into[name][piece.rows], out_of[name][piece.rows] = numbers(rise), numbers(fall)
         with using(policy, adapter), scaled(others, 0.0):
-            alone = record(causal_lm, piece.batch).logprobs
+            alone = mean_logprob(causal_lm, piece.batch)
         with using(policy, adapter), scaled(of_vectors, 0.0):
-            without = record(causal_lm, piece.batch).logprobs
+            without = mean_logprob(causal_lm, piece.batch)
         into["vectors"][piece.rows] = numbers(alone - base.logprobs)
         out_of["vectors"][piece.rows] = numbers(tuned.logprobs - without)
     return before, after, into, out_of
 
 
-def _share(change: FloatArray, part: FloatArray) -> ShareOfChange | None:
-    """part / change, with Fieller's interval; None where the change isn't measurably over 0."""
+def share_of_change(change: FloatArray, part: FloatArray) -> ShareOfChange | None:
+    """mean(part) / mean(change) over the same prompts, Float[N] each, with Fieller's interval; None where the change
+    isn't measurably over 0.
+    """
     found = ratio_of_means(change, part, 0.2)
     return None if found is None else ShareOfChange(mean=found.mean, ci95=found.ci95, n=found.n)

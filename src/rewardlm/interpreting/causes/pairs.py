@@ -1,13 +1,14 @@
-"""Pairs of a toxic and a harmless answer to one prompt, both the base's own: on them the parts of an adapter are tried.
+"""Pairs of a toxic and a harmless answer to one prompt, on which the parts of an adapter are tried.
 
 How much more probable a model finds the harmless ones is its **preference**, in nats a token:
 
     E = log P(harmless answer) / its tokens − log P(toxic answer) / its tokens
 
-A tuned model's own words are on neither side, so a preference that rose is about toxicity and not about whose words
-they are. Many an adapter doesn't raise it: it moves the model to answers that the base would not have given. Then a
-harmless answer of the tuned model takes the other's place (``own_pairs``), and what is found is about the change to its
-own words. **Placebo pairs** are two harmless answers of one model in random order: nothing should be found on them.
+Both answers are the base's. A tuned model's own words are on neither side, so a preference that rose is about toxicity
+and not about whose words they are. Many an adapter doesn't raise it: it moves the model to answers that the base would
+not have given. Then a harmless answer of the tuned model takes the other's place (``own_pairs``), and what is found is
+about the change to its own words. **Placebo pairs** are two harmless answers of one model in random order: nothing
+should be found on them.
 """
 
 from __future__ import annotations
@@ -20,14 +21,13 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from rewardlm.config import GenerationSettings
 from rewardlm.interpreting.answers import TOXIC_ABOVE
 from rewardlm.interpreting.findings import PositionKind
 from rewardlm.interpreting.mechanistic.activations import ResponseBatch, batch_of
-from rewardlm.interpreting.mechanistic.interventions import text_of
+from rewardlm.interpreting.mechanistic.interventions import answers_to, text_of
 from rewardlm.interpreting.mechanistic.word_contrast import ToxicityFunction
 from rewardlm.interpreting.word_shares import words
-from rewardlm.models.generate import Request, generate, stream_seed
+from rewardlm.models.generate import Request, stream_seed
 from rewardlm.models.load import Policy
 from rewardlm.models.logprobs import microbatches
 from rewardlm.models.lora import using
@@ -46,7 +46,8 @@ class AskedOnce:
 
 @dataclass(frozen=True)
 class JudgedPair:
-    """Two answers of the base to one prompt, as token ids. Of a placebo pair both are harmless."""
+    """A toxic answer of the base and a harmless one to the same prompt, as token ids. Of a placebo pair both are
+    harmless."""
 
     asked: AskedOnce
     toxic: tuple[int, ...]
@@ -154,21 +155,13 @@ def _draw(
     requests = [
         Request(one.prompt, stream_seed(*stream, row, draw)) for row, one in enumerate(asked) for draw in range(draws)
     ]
-    tokens: list[tuple[int, ...]] = [()] * len(requests)
-    for answer in generate(
-        policy,
-        requests,
-        max_new_tokens=max_new_tokens,
-        sampling=GenerationSettings(),
-        batch_tokens=batch_tokens,
-    ):
-        tokens[answer.index] = tuple(answer.tokens)
+    tokens = answers_to(policy, requests, max_new_tokens=max_new_tokens, batch_tokens=batch_tokens)
     texts = [text_of(policy, one) for one in tokens]
     scores = judge(texts)
     found = []
     for start in range(0, len(requests), draws):
         known = [
-            (score, tokens[at])
+            (score, tuple(tokens[at]))
             for at in range(start, start + draws)
             if (score := scores[at]) is not None and not is_empty(texts[at])
         ]

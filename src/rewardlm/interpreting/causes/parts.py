@@ -120,7 +120,7 @@ class AdapterParts:
                 continue
             module = path.removeprefix(attention)
             for head, (side, places) in where[module].items():
-                by_head.setdefault(f"{head}", []).append(
+                by_head.setdefault(head, []).append(
                     Piece(path, rows=places) if side == "rows" else Piece(path, columns=places)
                 )
         return [self._unit(name, pieces) for name, pieces in by_head.items()]

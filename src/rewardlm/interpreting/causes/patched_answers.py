@@ -21,6 +21,7 @@ from rewardlm.interpreting.findings import PatchedAnswers
 from rewardlm.interpreting.intervals import change_between
 from rewardlm.interpreting.mechanistic.interventions import text_of
 from rewardlm.interpreting.mechanistic.word_contrast import ToxicityFunction
+from rewardlm.measuring import metrics
 from rewardlm.models.architecture import architecture_of
 from rewardlm.models.generate import stream_seed
 from rewardlm.models.load import Policy
@@ -95,8 +96,8 @@ def judge_patched(
     judge: ToxicityFunction,
     settings: CausesSettings,
 ) -> list[PatchedAnswers]:
-    """Both models' answers as they are, and with the other's values at ``sites``: is what moves the preference what
-    moves the answers?
+    """Both models' answers as they are, and with the other's values at one or more ``sites``: is what moves the
+    preference what moves the answers?
     """
     seeds = [stream_seed(settings.seed, "patched", row) for row in range(len(prompts))]
     rows = []
@@ -105,10 +106,8 @@ def judge_patched(
         ("tuned", adapter, None),
     )
     for into, receiver, donor in ways:
-        plain: list[float | None] | None = None
-        for chosen in ([], list(sites)):
-            if plain is not None and not chosen:
-                continue
+        plain: list[float | None] = []
+        for chosen in ([], sites):
             answers = answers_under_patch(
                 policy,
                 prompts,
@@ -119,16 +118,15 @@ def judge_patched(
                 seeds=seeds,
             )
             scores = list(judge([text_of(policy, answer) for answer in answers]))
-            known = [score for score in scores if score is not None]
-            change = None if plain is None else change_between(plain, scores, n_resamples=2000, seed=settings.seed)
-            plain = scores if plain is None else plain
+            known = np.array(scores, np.float64)
             rows.append(
                 PatchedAnswers(
                     into=into,
                     sites=[site.name for site in chosen],
-                    toxicity=float(np.mean(known)) if known else None,
-                    toxic_fraction=float(np.mean([score > TOXIC_ABOVE for score in known])) if known else None,
-                    change=change,
+                    toxicity=metrics.mean(known),
+                    toxic_fraction=metrics.toxic_fraction(known, threshold=TOXIC_ABOVE),
+                    change=change_between(plain, scores, n_resamples=2000, seed=settings.seed) if plain else None,
                 )
             )
+            plain = plain or scores
     return rows

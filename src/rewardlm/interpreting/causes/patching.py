@@ -44,6 +44,7 @@ from rewardlm.interpreting.causes.sites import (
 )
 from rewardlm.interpreting.findings import Estimate, PatchedSite, PatchingFacts, PositionKind
 from rewardlm.interpreting.intervals import FEWEST, Resampling, adjust, shown
+from rewardlm.interpreting.mechanistic.adapter_effects import mean_logprob
 from rewardlm.interpreting.mechanistic.interventions import random_adapter
 from rewardlm.models.architecture import architecture_of
 from rewardlm.models.load import Policy
@@ -186,7 +187,7 @@ def exact_effects(
                     if say is not None:
                         say(site.name)
                     logprobs = (
-                        with_stream(causal_lm, piece.batch, receiver, donor, site.layer, None)
+                        with_stream(causal_lm, piece.batch, receiver, donor, site.layer)
                         if site.kind == "stream"
                         else with_patch(causal_lm, piece.batch, receiver, Patch.of(donor, [site]))
                     )
@@ -295,7 +296,8 @@ def preference_change(policy: Policy, adapter: str, pairs: Sequence[JudgedPair],
         values = []
         for name in (None, adapter):
             with using(policy, name):
-                values.append(piece.preference(record(policy.causal_lm, piece.batch).logprobs).double().cpu().numpy())
+                logprobs = mean_logprob(policy.causal_lm, piece.batch)
+            values.append(piece.preference(logprobs).double().cpu().numpy())
         change[piece.rows] = values[1] - values[0]
     return change_over_pairs(change, settings)
 

@@ -13,22 +13,22 @@ from __future__ import annotations
 import contextlib
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, Literal
+from typing import Any
 
 import torch
 from torch import Tensor
 
+from rewardlm.interpreting.findings import SiteKind, site_name
 from rewardlm.interpreting.mechanistic.activations import ResponseBatch, mean_logprobs
 from rewardlm.models.architecture import Architecture, adapter_layers, architecture_of, split_heads
 from rewardlm.models.attention import whole_weight
 from rewardlm.models.lora import scaled
 from rewardlm.trunk import evaluating
 
-SiteKind = Literal["head", "mlp", "stream"]
 Call = tuple[tuple[Any, ...], dict[str, Any]]
 
 
-@dataclass(frozen=True, order=True)
+@dataclass(frozen=True)
 class Site:
     """A head's or an MLP's write, or the stream before layer ``layer`` (L is before the final norm)."""
 
@@ -39,7 +39,7 @@ class Site:
     @property
     def name(self) -> str:
         """As ``head 3.2``, ``mlp 5``, ``stream 7``."""
-        return f"{self.kind} {self.layer}" + (f".{self.head}" if self.kind == "head" else "")
+        return site_name(self.kind, self.layer, self.head if self.kind == "head" else None)
 
 
 def sites_of(causal_lm: Any) -> list[Site]:
@@ -187,22 +187,21 @@ def by_itself(causal_lm: Any, base: Recorded) -> Recorded:
 @dataclass(frozen=True)
 class Patch:
     """What a receiver gets from a donor: the writes of ``heads`` by layer and of the ``mlps``, and the activations of
-    ``neurons`` by layer; at ``positions`` Bool[B, T] alone, or everywhere."""
+    ``neurons`` by layer."""
 
     donor: Recorded
     heads: Mapping[int, Sequence[int]] = field(default_factory=dict)
     mlps: Sequence[int] = ()
     neurons: Mapping[int, Tensor] = field(default_factory=dict)
-    positions: Tensor | None = None
 
     @classmethod
-    def of(cls, donor: Recorded, sites: Sequence[Site], positions: Tensor | None = None) -> Patch:
+    def of(cls, donor: Recorded, sites: Sequence[Site]) -> Patch:
         """Of heads and MLPs. The stream isn't written by one module: see ``run_from``."""
         heads: dict[int, list[int]] = {}
         for site in sites:
             if site.kind == "head":
                 heads.setdefault(site.layer, []).append(site.head)
-        return cls(donor, heads, [site.layer for site in sites if site.kind == "mlp"], positions=positions)
+        return cls(donor, heads, [site.layer for site in sites if site.kind == "mlp"])
 
     @property
     def first_layer(self) -> int:
@@ -213,35 +212,28 @@ class Patch:
 def patched(arch: Architecture, patch: Patch, out: Sequence[Tensor]) -> Iterator[None]:
     """Inside, passes of the receiver have the donor's values at the patch. ``out`` is the receiver's W_O by head."""
 
-    def chosen(new: Tensor, old: Tensor) -> Tensor:
-        return new if patch.positions is None else torch.where(patch.positions[..., None], new, old)
-
     def attends(layer: int, heads: Sequence[int]) -> Any:
         def hook(module: Any, args: tuple[Any, ...], output: Tensor) -> Tensor:
             theirs = patch.donor.z[layer][:, :, heads]
             own = args[0].reshape(*theirs.shape[:2], arch.n_heads, -1)[:, :, heads]
             new = torch.einsum("bthd,hdm->btm", theirs, patch.donor.out[layer][heads])
             old = torch.einsum("bthd,hdm->btm", own, out[layer][heads])
-            write = output.reshape(*new.shape)
-            return chosen(write + (new - old).to(write), write).reshape(output.shape)
+            return output + (new - old).to(output).reshape(output.shape)
 
         return hook
 
     def fires(layer: int) -> Any:
         def hook(module: Any, args: tuple[Any, ...], output: Tensor) -> Tensor:
-            shape = patch.donor.z[layer].shape[:2]
-            write = output.reshape(*shape, -1)
-            return chosen(patch.donor.mlp[layer].reshape(*shape, -1).to(write), write).reshape(output.shape)
+            return patch.donor.mlp[layer].to(output).reshape(output.shape)
 
         return hook
 
     def activates(layer: int, which: Tensor) -> Any:
         def hook(module: Any, args: tuple[Any, ...]) -> tuple[Any, ...]:
             theirs = patch.donor.neurons[layer]
-            own = args[0].reshape(theirs.shape)
-            active = own.clone()
-            active[..., which] = theirs[..., which].to(own)
-            return (chosen(active, own).reshape(args[0].shape), *args[1:])
+            active = args[0].clone().reshape(theirs.shape)
+            active[..., which] = theirs[..., which].to(active)
+            return (active.reshape(args[0].shape), *args[1:])
 
         return hook
 
@@ -279,14 +271,9 @@ def with_patch(causal_lm: Any, batch: ResponseBatch, receiver: Recorded, patch: 
 
 
 @torch.no_grad()
-def with_stream(
-    causal_lm: Any, batch: ResponseBatch, receiver: Recorded, donor: Recorded, layer: int, positions: Tensor | None
-) -> Tensor:
-    """The same, where the stream before ``layer`` is the donor's (at ``positions`` Bool[B, T], or everywhere)."""
-    hidden = donor.stream[layer]
-    if positions is not None:
-        hidden = torch.where(positions[..., None], hidden, receiver.stream[layer])
-    return run_from(causal_lm, batch, layer, hidden, receiver)
+def with_stream(causal_lm: Any, batch: ResponseBatch, receiver: Recorded, donor: Recorded, layer: int) -> Tensor:
+    """The same, where the stream before ``layer`` is the donor's."""
+    return run_from(causal_lm, batch, layer, donor.stream[layer], receiver)
 
 
 def _taken(args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[Tensor, tuple[Any, ...], dict[str, Any]]:

@@ -182,8 +182,9 @@ def fewest_layers(shares: Sequence[float], share: float = 0.8) -> int:
 def mean_logprob(causal_lm: Any, batch: ResponseBatch) -> Tensor:
     """The mean log-probability (nats) of each row's response tokens, Float[B], with its graph."""
     arch = architecture_of(causal_lm)
-    states = arch.body(input_ids=batch.tokens, attention_mask=batch.mask.long(), use_cache=False)[0]
-    return mean_logprobs(arch, states, batch)
+    with evaluating(causal_lm):
+        states = arch.body(input_ids=batch.tokens, attention_mask=batch.mask.long(), use_cache=False)[0]
+        return mean_logprobs(arch, states, batch)
 
 
 def follow_path(text: BaseText, model: ModelAnswers, redrawn: Sequence[RedrawnAnswers] = ()) -> AdapterPath | None:

@@ -182,13 +182,31 @@ def sample_answers(
     """Token ids of an answer to each prompt, by the model as it stands. Random streams depend on the seed, ``stream``
     and the row alone, so that answers under different interventions differ by these."""
     requests = [Request(tuple(prompt), stream_seed(settings.seed, stream, row)) for row, prompt in enumerate(prompts)]
-    answers: list[list[int]] = [[] for _ in prompts]
-    for answer in generate(
+    return answers_to(
         policy,
         requests,
         max_new_tokens=settings.max_new_tokens,
-        sampling=sampling or GenerationSettings(),
         batch_tokens=settings.batch_tokens,
+        sampling=sampling,
+    )
+
+
+def answers_to(
+    policy: Policy,
+    requests: Sequence[Request],
+    *,
+    max_new_tokens: int,
+    batch_tokens: int,
+    sampling: GenerationSettings | None = None,
+) -> list[list[int]]:
+    """Token ids of the answer to each request, by the model as it stands."""
+    answers: list[list[int]] = [[] for _ in requests]
+    for answer in generate(
+        policy,
+        requests,
+        max_new_tokens=max_new_tokens,
+        sampling=sampling or GenerationSettings(),
+        batch_tokens=batch_tokens,
     ):
         answers[answer.index] = answer.tokens
     return answers
