@@ -13,7 +13,7 @@ from rewardlm.models.logprobs import body_and_head, pieces, shared_prefix
 CPU = torch.device("cpu")
 PROMPTS = [[7, 8, 9, 20], [7, 8, 9, 30, 31], [7, 8, 9, 20], [7, 8, 9, 40], [7, 8, 9, 20]]
 RESPONSES = [[1, 2, 3], [4], [5], [6, 2], []]
-TREES = ["tiny", "gpt2", "gpt_neox", "gpt_neox_serial", "opt", "qwen2", "gemma"]
+TREES = ["tiny", "gpt2", "gpt_neox", "gpt_neox_serial", "opt", "qwen2", "qwen3", "gemma"]
 
 
 def histories(tree: Tree, first: int = 0) -> list[list[int]]:
