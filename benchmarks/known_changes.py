@@ -28,7 +28,7 @@ from transformers import LlamaConfig, LlamaForCausalLM
 from rewardlm.config import CausesSettings
 from rewardlm.interpreting.causes.neurons import top_neurons
 from rewardlm.interpreting.causes.pairs import AskedOnce, JudgedPair, pair_batches
-from rewardlm.interpreting.causes.patching import patch_sites
+from rewardlm.interpreting.causes.patching import patch_sites, random_controls
 from rewardlm.interpreting.causes.sites import record
 from rewardlm.interpreting.findings import PatchedSite
 from rewardlm.models.load import Policy
@@ -129,14 +129,17 @@ def found(known: Known, sites: Sequence[PatchedSite]) -> bool:
         return bool(origins) and all(one.layer == known.layer for one in origins)
     if [(one.kind, one.layer) for one in origins] != [("mlp", known.layer)]:
         return False
-    where = origins[0].by_position
+    where = origins[0].exact_by_position
+    assert where is not None
     # No vector of so few neurons fires at three tokens and is silent at all others, so a part of it is elsewhere.
     return known.kind == "neuron" or abs(where["template"]) > 0.5 * sum(map(abs, where.values()))
 
 
 def analysed(known: Known, settings: CausesSettings | None = None) -> list[PatchedSite]:
     """What ``interpret patching=true`` says of the sites."""
-    return patch_sites(known.policy, "default", known.pairs, known.placebo, settings or CausesSettings())[0]
+    settings = settings or CausesSettings()
+    random = random_controls(known.policy, "default", known.pairs, settings)
+    return patch_sites(known.policy, "default", known.pairs, known.placebo, random, settings)[0]
 
 
 def top_neuron_is_planted(known: Known) -> bool:

@@ -24,6 +24,7 @@ from rewardlm.interpreting.findings import Estimate, Interpretation, ShareOfChan
 from rewardlm.interpreting.interpretation import KIND, interpret
 from rewardlm.models.generate import Request, generate, stream_seed
 from rewardlm.models.lora import load_adapter, using
+from rewardlm.reporting.causes import section
 
 SETTINGS = InterpretSettings(
     limit=4,
@@ -68,8 +69,8 @@ def test_every_part_is_there(done: Path) -> None:
     found = json.loads((done / f"{KIND}.json").read_text())
     base, tuned = found["models"]
     assert "heads" not in base
-    layers, heads = 2, tiny_policy().causal_lm.config.num_attention_heads
-    layers = tiny_policy().causal_lm.config.num_hidden_layers
+    config = tiny_policy().causal_lm.config
+    layers, heads = config.num_hidden_layers, config.num_attention_heads
     assert [(one["layer"], one["head"]) for one in tuned["heads"]] == [
         (layer, head) for layer in range(layers) for head in range(heads)
     ]
@@ -79,16 +80,21 @@ def test_every_part_is_there(done: Path) -> None:
     assert len(tuned["patching"]) == layers * (heads + 2)
     for site in tuned["patching"]:
         assert {"site", "layer", "effect", "ci95", "p_adjusted"} <= site.keys()
-        assert sum(site["by_position"].values()) == pytest.approx(
-            site["own"] if site["kind"] != "stream" and not site["exact"] else sum(site["by_position"].values()),
-            abs=1e-5,
-        )
+        if not site["exact"]:
+            whole = site["effect"] if site["kind"] == "stream" else site["own"]
+            assert sum(site["by_position"].values()) == pytest.approx(whole, abs=1e-5)
+    by_position = [one for one in tuned["patching"] if one["exact_by_position"] is not None]
+    assert {one["kind"] for one in by_position} == {"head", "mlp", "stream"}
+    assert all(one["exact"] for one in by_position)
+    assert len(by_position) < len(tuned["patching"])
+    # What a stream has at some positions is behind it in no other way, so before the final norm these add up.
+    (last,) = (one for one in by_position if one["kind"] == "stream" and one["layer"] == layers)
+    assert sum(last["exact_by_position"].values()) == pytest.approx(last["effect"], abs=1e-5)
     assert {one["name"] for one in tuned["neuron_groups"]} == {
         "named", "toxic_down", "toxic_up", "against_up", "against_down", "all", "attention", "vectors",
     }  # fmt: skip
-    four = [
-        one["neurons"] for one in tuned["neuron_groups"] if one["name"] in explain.neuron_groups.__globals__["GROUPS"]
-    ]
+    signs = {"toxic_down", "toxic_up", "against_up", "against_down"}
+    four = [one["neurons"] for one in tuned["neuron_groups"] if one["name"] in signs]
     (everything,) = (one["neurons"] for one in tuned["neuron_groups"] if one["name"] == "all")
     assert sum(four) == everything
     assert tuned["verdict"]["kind"] in ("unlearned", "bypassed", "cannot_tell", "unclear")
@@ -123,6 +129,31 @@ def test_what_was_found_is_not_looked_for_again(
     interpret(runs, SETTINGS, again, report=lambda done, total, what: told.append(what))
     assert json.loads((again / f"{KIND}.json").read_text()) == json.loads((done / f"{KIND}.json").read_text())
     assert any("its heads and MLPs (" in what for what in told)
+
+
+@pytest.mark.slow
+def test_a_vocabulary_without_toxic_words_is_told(
+    runs: list[Path], done: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    again = Path(shutil.copytree(done, tmp_path / "again"))
+    (again / f"{KIND}.json").unlink()
+    meta = json.loads((again / "run.json").read_text())
+    (again / "run.json").write_text(json.dumps({**meta, "status": "running"}))
+    records = [json.loads(line) for line in (again / "causes.jsonl").read_text().splitlines()]
+    without = [json.dumps(record) + "\n" for record in records if record["part"] != "neurons"]
+    (again / "causes.jsonl").write_text("".join(without))
+    monkeypatch.setattr(explain, "judge_of", lambda name, device: (coin, []))
+    monkeypatch.setattr(explain, "contrast_for", lambda *_: None)
+    interpret(runs, SETTINGS, again)
+    found = json.loads((again / f"{KIND}.json").read_text())
+    assert "verdict" not in found["models"][1]
+    assert found["models"][1]["patching"]
+    assert any("too few whole words" in note for note in found["inside_notes"])
+    assert not any("too few" in note for note in json.loads((done / f"{KIND}.json").read_text())["inside_notes"])
+    shown = section(Interpretation.model_validate(found))
+    assert shown is not None
+    pairs = found["models"][1]["patched"]["pairs"]
+    assert shown["models"][0]["lead"].startswith(f"On {pairs} pairs of a toxic answer")
 
 
 @pytest.mark.slow
@@ -238,7 +269,7 @@ def test_own_pairs_are_the_base_s_toxic_answer_and_a_harmless_one_of_the_model()
     asked = [asked_once(policy.tokenizer, policy.tokenizer.encode(f"Hello {n}"), [f"Hello {n}"], bad) for n in range(6)]
     how = {"draws": 8, "max_new_tokens": 5, "batch_tokens": 10**4, "seed": 3}
     pairs, _ = draw_pairs(policy, asked, coin, number=6, **how)  # type: ignore[arg-type]
-    own, placebo = own_pairs(policy, "default", pairs, coin, **how)  # type: ignore[arg-type]
+    own, placebo = own_pairs(policy, lambda: using(policy, "default"), pairs, coin, **how)  # type: ignore[arg-type]
     assert own
     toxic = {pair.asked.prompt: pair.toxic for pair in pairs}
     requests = [

@@ -13,7 +13,13 @@ from rewardlm.config import CausesSettings, GenerationSettings
 from rewardlm.interpreting.causes.pairs import AskedOnce, JudgedPair, pair_batches
 from rewardlm.interpreting.causes.parts import AdapterParts
 from rewardlm.interpreting.causes.patched_answers import answers_under_patch
-from rewardlm.interpreting.causes.patching import exact_effects, patch_sites, site_effects, sites_to_patch
+from rewardlm.interpreting.causes.patching import (
+    exact_effects,
+    patch_sites,
+    random_controls,
+    site_effects,
+    sites_to_patch,
+)
 from rewardlm.interpreting.causes.sites import (
     Patch,
     Site,
@@ -147,6 +153,46 @@ def test_positions_of_an_estimate_add_up_and_hold_the_right_tokens() -> None:
     assert pieces.through == pytest.approx(whole.through, abs=1e-5)
 
 
+@pytest.mark.parametrize("family", ALL)
+def test_patches_at_some_positions(family: str) -> None:
+    """At all positions they are the whole patch, at none nothing. Nothing is behind the last layer but each position's
+    own token, so there the parts add up; in the first layer, whose writes others look at, they needn't."""
+    policy = adapted_policy(family)
+    causal_lm = policy.causal_lm
+    pairs = pairs_of()
+    (piece,) = pair_batches(pairs, policy.device, 10**6)
+    with using(policy, None):
+        base = record(causal_lm, piece.batch)
+    with using(policy, "default"):
+        tuned = record(causal_lm, piece.batch)
+    sites = sites_of(causal_lm)
+    everywhere, nowhere = (torch.full_like(piece.batch.mask, value) for value in (True, False))
+    close = {"abs": 2e-5, "rel": 1e-5}
+    with using(policy, None):
+        for site in sites:
+            if site.kind == "stream":
+                whole, same, none = (
+                    with_stream(causal_lm, piece.batch, base, tuned, site.layer, at)
+                    for at in (None, everywhere, nowhere)
+                )
+            else:
+                whole, same, none = (
+                    with_patch(causal_lm, piece.batch, base, Patch.of(tuned, [site], at))
+                    for at in (None, everywhere, nowhere)
+                )
+            assert same.tolist() == pytest.approx(whole.tolist(), **close)
+            assert none.tolist() == pytest.approx(base.logprobs.tolist(), **close)
+    exact = exact_effects(policy, pairs, "default", sites, 10**6)
+    adds_up = []
+    for column, site in enumerate(sites):
+        known = exact.into if site.kind == "stream" else exact.own
+        same = exact.by_position[:, column].sum(-1) == pytest.approx(known[:, column], abs=3e-5)
+        last = site.layer == len(base.stream) - (1 if site.kind == "stream" else 2)
+        assert same or not last, site.name
+        adds_up += [same] * (not last)
+    assert not all(adds_up)
+
+
 def answers_of(policy: Policy, name: str | None, prompts: Sequence[Sequence[int]], seeds: list[int]) -> list[list[int]]:
     requests = [Request(tuple(prompt), seed) for prompt, seed in zip(prompts, seeds, strict=True)]
     found: list[list[int]] = [[] for _ in prompts]
@@ -186,7 +232,9 @@ def test_what_was_planted_is_found_blind(kind: ChangeKind, seed: int) -> None:
 def test_a_claim_needs_both_tests() -> None:
     """Consistent over prompts, but no more than a random adapter does: no claim. So with the roles exchanged."""
     known: Known = plant("head", 0)
-    sites, facts = patch_sites(known.policy, "default", known.pairs, known.placebo, CausesSettings())
+    settings = CausesSettings()
+    random = random_controls(known.policy, "default", known.pairs, settings)
+    sites, facts = patch_sites(known.policy, "default", known.pairs, known.placebo, random, settings)
     origin = next(one for one in sites if one.origin)
     assert origin.own_p_adjusted is not None
     assert origin.own_p_adjusted < 0.05
@@ -206,7 +254,9 @@ def test_a_claim_needs_both_tests() -> None:
 @pytest.mark.slow
 def test_fewer_than_five_prompts_claim_nothing() -> None:
     known = plant("head", 0)
-    sites, _ = patch_sites(known.policy, "default", known.pairs[:4], [], CausesSettings())
+    settings = CausesSettings()
+    random = random_controls(known.policy, "default", known.pairs[:4], settings)
+    sites, _ = patch_sites(known.policy, "default", known.pairs[:4], [], random, settings)
     assert not any(one.claimed or one.origin for one in sites)
     assert all(one.ci95 is None for one in sites)
 

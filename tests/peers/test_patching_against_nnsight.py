@@ -70,18 +70,18 @@ def value_at(model: Any, ids: torch.Tensor, site: Site) -> torch.Tensor:
     return found
 
 
-def patched_logits(model: Any, ids: torch.Tensor, site: Site, value: torch.Tensor) -> torch.Tensor:
+def patched_logits(model: Any, ids: torch.Tensor, site: Site, value: torch.Tensor, at: slice) -> torch.Tensor:
     with torch.no_grad(), model.trace(input_ids=ids):
         layer = model.model.layers[site.layer] if site.layer < 2 else None
         if site.kind == "head":
             slot = slice(site.head * WIDTH, (site.head + 1) * WIDTH)
-            layer.self_attn.o_proj.input[..., slot] = value[..., slot]
+            layer.self_attn.o_proj.input[:, at, slot] = value[:, at, slot]
         elif site.kind == "mlp":
-            layer.mlp.output = value
+            layer.mlp.output[:, at] = value[:, at]
         elif layer is None:
-            model.model.norm.input = value
+            model.model.norm.input[:, at] = value[:, at]
         else:
-            layer.input = value
+            layer.input[:, at] = value[:, at]
         found = model.lm_head.output.save()
     return found  # noqa: RET504 (nnsight gives it a value as the block ends)
 
@@ -92,25 +92,31 @@ SITES = [
 ]  # fmt: skip
 
 
+# Everywhere, and at the prompt's second and third token alone.
+@pytest.mark.parametrize("at", [slice(None), slice(1, 3)], ids=["everywhere", "some positions"])
 @pytest.mark.parametrize("into", ["base", "tuned"])
 @pytest.mark.parametrize("site", SITES, ids=lambda site: site.name)
-def test_a_patched_pass_is_nnsights(policy: Policy, models: tuple[Any, Any], site: Site, into: str) -> None:
+def test_a_patched_pass_is_nnsights(policy: Policy, models: tuple[Any, Any], site: Site, into: str, at: slice) -> None:
     pair = JudgedPair(AskedOnce(PROMPT, ("prompt",) * len(PROMPT)), TOXIC, HARMLESS)
     (piece,) = pair_batches([pair], policy.device, 10**6)
     with using(policy, None):
         base = record(policy.causal_lm, piece.batch)
     with using(policy, "default"):
         tuned = record(policy.causal_lm, piece.batch)
+    where = torch.zeros_like(piece.batch.mask)
+    where[:, at] = True
     receiver, donor, name = (base, tuned, None) if into == "base" else (tuned, base, "default")
     with using(policy, name):
         if site.kind == "stream":
-            ours = with_stream(policy.causal_lm, piece.batch, receiver, donor, site.layer)
+            ours = with_stream(policy.causal_lm, piece.batch, receiver, donor, site.layer, where)
         else:
-            ours = with_patch(policy.causal_lm, piece.batch, receiver, Patch.of(donor, [site]))
+            ours = with_patch(policy.causal_lm, piece.batch, receiver, Patch.of(donor, [site], where))
     theirs = models if into == "base" else models[::-1]
     for row, answer in enumerate((TOXIC, HARMLESS)):
         ids = torch.tensor([[*PROMPT, *answer]])
         value = value_at(theirs[1], ids, site)
-        expected = logprob(patched_logits(theirs[0], ids, site, value), answer)
+        expected = logprob(patched_logits(theirs[0], ids, site, value, at), answer)
         assert float(ours[row]) == pytest.approx(expected, abs=1e-4)
-        assert abs(float(ours[row]) - float(receiver.logprobs[row])) > 1e-5
+        # The last layer's writes at the prompt's second and third token are read by no answer.
+        reaches = at == slice(None) or (site.layer == 0 if site.kind != "stream" else site.layer == 1)
+        assert (abs(float(ours[row]) - float(receiver.logprobs[row])) > 1e-5) is reaches

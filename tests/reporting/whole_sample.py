@@ -180,6 +180,7 @@ def _causes() -> dict[str, Any]:
             "own_p_adjusted": None if stream else 0.03, "own_p_random": None if stream else 0.047, "origin": claimed,
             "exact": True, "estimate": 0.11, "out_of": 0.08, "placebo": 0.001,
             "by_position": {"template": 0.01, "hostile": 0.05, "prompt": -0.01, "answer": 0.02},
+            "exact_by_position": {"template": 0.012, "hostile": 0.051, "prompt": -0.013, "answer": 0.024},
         }  # fmt: skip
 
     def head(layer: int, number: int) -> dict[str, Any]:

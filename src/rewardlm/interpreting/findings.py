@@ -653,8 +653,9 @@ class PatchedSite(Stored):
     what the adapter does there by itself. ``p_adjusted`` is corrected for all sites; ``p_random`` says how many
     adapters of random weights have a site with as large an estimate. What passes both is ``claimed`` (of ``effect``),
     or an ``origin`` (of ``own``). ``out_of`` is how far the tuned model's preference falls with the base's value.
-    ``by_position`` splits the estimate of ``own`` (of a stream: of ``effect``). ``placebo`` is the estimate on pairs of
-    two harmless answers."""
+    ``by_position`` splits the estimate of ``own`` (of a stream: of ``effect``); ``exact_by_position`` is what it is if
+    the value is put in at the positions of one kind alone. ``placebo`` is the estimate on pairs of two harmless
+    answers."""
 
     site: str
     kind: SiteKind
@@ -676,6 +677,7 @@ class PatchedSite(Stored):
     out_of: float | None
     placebo: float | None
     by_position: dict[PositionKind, float]
+    exact_by_position: dict[PositionKind, float] | None = None
 
     @property
     def name(self) -> str:

@@ -48,12 +48,6 @@ GROUP_NAMES = {
     "attention": "all heads",
     "vectors": "the value vectors (output matrices)",
 }
-_WHERE = {
-    "template": "template’s tokens",
-    "hostile": "prompt’s hostile words",
-    "prompt": "rest of the prompt",
-    "answer": "answer",
-}
 # Of the sites, so many are listed if fewer are claimed.
 _LISTED = 8
 # Shades of a word, as shares of the largest value in its text.
@@ -65,12 +59,7 @@ def section(result: Interpretation) -> dict[str, Any] | None:
     models = [model for model in result.models[1:] if has_causes(model)]
     if not models:
         return None
-    patched = [(model.label, model.patching) for model in models if model.patching]
-    return {
-        "models": [_model(model) for model in models],
-        "base": result.models[0].label,
-        "stream": figures.stream_figure(patched) if patched else None,
-    }
+    return {"models": [_model(model) for model in models], "base": result.models[0].label}
 
 
 def has_causes(model: ModelFacts) -> bool:
@@ -145,9 +134,9 @@ def patching_parts(sites: Sequence[PatchedSite], facts: PatchingFacts, model: Mo
     ]
     if origins:
         parts.append((f"The adapter does it by itself in {_named(origins, 'own')}", True))
-        parts.append((". ", False))
     else:
-        parts.append(("No single head or MLP can be named in which the adapter does it by itself. ", False))
+        parts.append(("No single head or MLP can be named in which the adapter does it by itself", False))
+    parts.append((". ", False))
     if through:
         parts.append((f"It passes through {_named(through, 'effect')}. ", False))
     checked = (
@@ -206,6 +195,7 @@ def _model(model: ModelFacts) -> dict[str, Any]:
         "sentences": sentences([model]),
         "origin_map": figures.map_figure(sites, "own") if sites else None,
         "effect_map": figures.map_figure(sites, "effect") if sites else None,
+        "stream": figures.stream_figure(sites) if sites else None,
         "notes": [site_note(one, heads.get(one.name)) for one in sites if one.kind != "stream"],
         "listed": listed(sites),
         "answers": model.patched.answers if model.patched else [],
@@ -227,6 +217,8 @@ def _lead(model: ModelFacts) -> str:
         said = _verdict(model.verdict, model)
         reason = f"{model.verdict.reason[0].upper()}{model.verdict.reason[1:]}"
         return f"{said[0].upper()}{said[1:]}. {reason}.{_not_shown(model)}"
+    if model.patching and model.patched:
+        return "".join(text for text, _ in patching_parts(model.patching, model.patched, model)[:2]) + "."
     if model.minimal_adapter is not None:
         return "".join(text for text, _ in minimal_parts(model.minimal_adapter)[:1])
     return "Its heads are described below; what they cause was not asked (patching=true)."
@@ -251,9 +243,13 @@ def site_note(site: PatchedSite, head: HeadFacts | None) -> dict[str, str]:
     if site.out_of is not None:
         said += f"; without it the tuned model loses {signed(site.out_of, 4)}"
     said += "; claimed" if site.claimed or site.origin else "; nothing is claimed of it"
-    where = max(site.by_position.items(), key=lambda pair: abs(pair[1]))
-    if where[1]:
-        said += f"; most at the {_WHERE[where[0]]}"
+    if site.exact_by_position is not None:
+        parts = (f"{signed(site.exact_by_position[kind], 4)} at the {name}" for kind, name in figures.POSITIONS.items())
+        said += f"; by itself at some tokens alone: {', '.join(parts)}"
+    else:
+        where = max(site.by_position, key=lambda kind: abs(site.by_position[kind]))
+        if site.by_position[where]:
+            said += f"; most at the {figures.POSITIONS[where]}"
     looks, tokens = ("", "") if head is None else head_notes(head)
     return {"site": site.name, "note": f"{said}.{looks}", "tokens": tokens}
 

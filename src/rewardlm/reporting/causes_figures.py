@@ -5,10 +5,17 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-from rewardlm.interpreting.findings import NeuronGroup, PatchedSite, TriedPart
-from rewardlm.reporting.figures import base_layout, plain
+from rewardlm.interpreting.findings import NeuronGroup, PatchedSite, PositionKind, TriedPart
+from rewardlm.reporting.figures import base_layout
 from rewardlm.reporting.interpretation_figures import COLOURS, curve_layout
 
+# What tokens are, as words that follow "the".
+POSITIONS: dict[PositionKind, str] = {
+    "template": "template’s tokens",
+    "hostile": "prompt’s hostile words",
+    "prompt": "rest of the prompt",
+    "answer": "answer",
+}
 # Blue raises the preference for harmless answers, vermillion lowers it; the middle lets the page's colour through.
 _DIVERGING = [[0, "#cf4a1c"], [0.5, "rgba(125,133,144,0.08)"], [1, "#1f7fc4"]]
 
@@ -77,32 +84,45 @@ def map_figure(sites: Sequence[PatchedSite], what: str) -> dict[str, Any]:
     }
 
 
-def stream_figure(models: Sequence[tuple[str, Sequence[PatchedSite]]]) -> dict[str, Any]:
-    """How much of the change has arrived in the stream before each layer, by exact patching or estimated."""
-    traces = []
-    for number, (label, sites) in enumerate(models):
-        streams = [one for one in sites if one.kind == "stream"]
-        exact = [one for one in streams if one.exact]
-        colour = COLOURS[(number + 1) % len(COLOURS)]
-        traces.append(
-            {
-                "type": "scatter",
-                "mode": "lines+markers",
-                "name": plain(label),
-                "x": [one.layer for one in exact],
-                "y": [one.effect for one in exact],
-                "error_y": {
-                    "type": "data",
-                    "symmetric": False,
-                    "array": [0.0 if one.ci95 is None else one.ci95[1] - (one.effect or 0.0) for one in exact],
-                    "arrayminus": [0.0 if one.ci95 is None else (one.effect or 0.0) - one.ci95[0] for one in exact],
-                    "thickness": 1,
-                },
-                "line": {"color": colour, "width": 2},
-                "marker": {"size": 7},
-                "hovertemplate": plain(label) + ", before layer %{x}: %{y:.3f} nats a token<extra></extra>",
-            }
-        )
+def stream_figure(sites: Sequence[PatchedSite]) -> dict[str, Any]:
+    """How much of the change has arrived in the stream before each layer, by exact patching: everywhere, and at the
+    positions of one kind alone."""
+    exact = [one for one in sites if one.kind == "stream" and one.exact]
+    layers = [one.layer for one in exact]
+    traces: list[dict[str, Any]] = [
+        {
+            "type": "scatter",
+            "mode": "lines+markers",
+            "name": "everywhere",
+            "x": layers,
+            "y": [one.effect for one in exact],
+            "error_y": {
+                "type": "data",
+                "symmetric": False,
+                "array": [0.0 if one.ci95 is None else one.ci95[1] - (one.effect or 0.0) for one in exact],
+                "arrayminus": [0.0 if one.ci95 is None else (one.effect or 0.0) - one.ci95[0] for one in exact],
+                "thickness": 1,
+            },
+            "line": {"color": COLOURS[1], "width": 3},
+            "marker": {"size": 7},
+            "hovertemplate": "everywhere, before layer %{x}: %{y:.3f} nats a token<extra></extra>",
+        }
+    ]
+    for number, (kind, name) in enumerate(POSITIONS.items()):
+        values = [None if one.exact_by_position is None else one.exact_by_position[kind] for one in exact]
+        if any(value is not None for value in values):
+            traces.append(
+                {
+                    "type": "scatter",
+                    "mode": "lines+markers",
+                    "name": f"at the {name}",
+                    "x": layers,
+                    "y": values,
+                    "line": {"color": COLOURS[(number + 2) % len(COLOURS)], "width": 1.5, "dash": "dot"},
+                    "marker": {"size": 5},
+                    "hovertemplate": f"at the {name}, before layer %{{x}}: %{{y:.3f}} nats a token<extra></extra>",
+                }
+            )
     layout = curve_layout("the tuned model’s stream before layer", "rise of preference, nats a token")
     layout["yaxis"] |= {"zeroline": True, "zerolinecolor": "#9aa3af"}
     return {"data": traces, "layout": layout}

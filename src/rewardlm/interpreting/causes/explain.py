@@ -23,7 +23,14 @@ from rewardlm.interpreting.causes.minimal import PromptText, minimal_adapter
 from rewardlm.interpreting.causes.neurons import neuron_groups, top_neurons
 from rewardlm.interpreting.causes.pairs import AskedOnce, JudgedPair, asked_once, draw_pairs, own_pairs
 from rewardlm.interpreting.causes.patched_answers import judge_patched
-from rewardlm.interpreting.causes.patching import Say, patch_sites, preference_change, token_effects
+from rewardlm.interpreting.causes.patching import (
+    Say,
+    Switch,
+    patch_sites,
+    preference_change,
+    random_controls,
+    token_effects,
+)
 from rewardlm.interpreting.causes.sites import Site
 from rewardlm.interpreting.findings import PatchedSite, PatchedWords, Stored, WordsByPart
 from rewardlm.interpreting.intervals import shown
@@ -36,12 +43,17 @@ from rewardlm.measuring.measured import Measured
 from rewardlm.measuring.similarity import load_embedder, similarities
 from rewardlm.models.architecture import architecture_of
 from rewardlm.models.load import Policy
+from rewardlm.models.lora import using
 from rewardlm.progress import ProgressCallback
 from rewardlm.runs import Run
 from rewardlm.scoring.load import load_scorer
 from rewardlm.stats import FloatArray
 
 _CAUSES = "causes"
+_NO_DIRECTION = (
+    "Neurons were not looked at in groups, and there is no verdict: the vocabulary has too few whole words that the "
+    "lexical judge calls toxic. Name some by inside.toxic_words and inside.neutral_words."
+)
 # Fewer pairs than this give no intervals.
 _FEWEST_PAIRS = 5
 _NEURONS = 12
@@ -105,7 +117,10 @@ def explain_runs(
         ]
     questions = _Questions(found, base.policy, pairs, placebo, asked, words, judge, settings, own)
     folders = _folders([one.label for one in tuned])
-    return {one.label: questions.of(one, folder) for one, folder in zip(tuned, folders, strict=True)}, notes
+    facts = {one.label: questions.of(one, folder) for one, folder in zip(tuned, folders, strict=True)}
+    if settings.patching and not any("verdict" in one for one in facts.values()):
+        notes = [*notes, _NO_DIRECTION]
+    return facts, notes
 
 
 @dataclass(frozen=True)
@@ -135,8 +150,12 @@ class _Questions:
         if self.settings.heads:
             facts |= self.found.part(label, "heads", "its heads", lambda say: self.heads(policy, adapter, pairs))
         if self.settings.patching:
+            is_own = chosen["towards"] == "own"
             patched = self.found.part(
-                label, "patching", "its heads and MLPs", lambda say: self.patching(policy, adapter, pairs, placebo, say)
+                label,
+                "patching",
+                "its heads and MLPs",
+                lambda say: self.patching(policy, adapter, pairs, placebo, is_own, say),
             )
             sites = [PatchedSite.model_validate(one) for one in patched["patching"]]
             patched["patched"] |= self.found.part(
@@ -162,16 +181,7 @@ class _Questions:
         found: dict[str, Any] = {"towards": "harmless", "harmless_change": change}
         if self.own.towards == "harmless" or (self.own.towards == "auto" and shown(change, 1)):
             return found
-        pairs, placebo = own_pairs(
-            policy,
-            adapter,
-            self.base_pairs,
-            self.judge,
-            draws=self.own.draws,
-            max_new_tokens=self.own.max_new_tokens,
-            batch_tokens=self.own.batch_tokens,
-            seed=self.own.seed,
-        )
+        pairs, placebo = self.pairs_of(policy, lambda: using(policy, adapter), self.base_pairs)
         if len(pairs) < _FEWEST_PAIRS:
             return found
         return {
@@ -181,13 +191,38 @@ class _Questions:
             "placebo": [_stored(pair) for pair in placebo],
         }
 
+    def pairs_of(
+        self, policy: Policy, on: Switch, base_pairs: Sequence[JudgedPair]
+    ) -> tuple[list[JudgedPair], list[JudgedPair]]:
+        """Pairs and placebo pairs with new answers of the model that ``on`` switches on."""
+        return own_pairs(
+            policy,
+            on,
+            base_pairs,
+            self.judge,
+            draws=self.own.draws,
+            max_new_tokens=self.own.max_new_tokens,
+            batch_tokens=self.own.batch_tokens,
+            seed=self.own.seed,
+        )
+
     def heads(self, policy: Policy, adapter: str, pairs: Sequence[JudgedPair]) -> dict[str, Any]:
         return {"heads": read_heads(policy, adapter, pairs, self.own.batch_tokens)}
 
     def patching(
-        self, policy: Policy, adapter: str, pairs: Sequence[JudgedPair], placebo: Sequence[JudgedPair], say: Say
+        self,
+        policy: Policy,
+        adapter: str,
+        pairs: Sequence[JudgedPair],
+        placebo: Sequence[JudgedPair],
+        is_own: bool,
+        say: Say,
     ) -> dict[str, Any]:
-        sites, patched = patch_sites(policy, adapter, pairs, placebo, self.own, say=say)
+        def own_pairs_of(on: Switch) -> list[JudgedPair]:
+            return self.pairs_of(policy, on, self.base_pairs[: self.own.random_pairs])[0]
+
+        random = random_controls(policy, adapter, pairs, self.own, own_pairs_of if is_own else None, say=say)
+        sites, patched = patch_sites(policy, adapter, pairs, placebo, random, self.own, say=say)
         return {"patching": sites, "patched": patched}
 
     def answers(

@@ -13,7 +13,8 @@ should be found on them.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from typing import Any
 
@@ -117,7 +118,7 @@ def draw_pairs(
 
 def own_pairs(
     policy: Policy,
-    adapter: str,
+    on: Callable[[], AbstractContextManager[None]],
     pairs: Sequence[JudgedPair],
     judge: ToxicityFunction,
     *,
@@ -126,11 +127,11 @@ def own_pairs(
     batch_tokens: int,
     seed: int,
 ) -> tuple[list[JudgedPair], list[JudgedPair]]:
-    """The same prompts and toxic answers of the base, each with the least toxic of ``draws`` new answers of the tuned
-    model, where that is harmless. Its placebo pairs are two harmless answers of the tuned model.
+    """The same prompts and toxic answers of the base, each with the least toxic of ``draws`` new answers of the model
+    that ``on`` switches on, where that is harmless. Its placebo pairs are two harmless answers of this model.
     """
     rng = np.random.default_rng(seed)
-    with using(policy, adapter):
+    with on():
         drawn = _draw(policy, [p.asked for p in pairs], judge, draws, max_new_tokens, batch_tokens, (seed, "own", 0))
     found: list[JudgedPair] = []
     placebo: list[JudgedPair] = []

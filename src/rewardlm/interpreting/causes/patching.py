@@ -7,8 +7,9 @@ Two questions, and for each a value that the base gets at a site:
 * **effect**: what it writes in the tuned model, where it also answers to all that the adapter did before. A site can
   pass on much without any adapter of its own.
 
-**Exact patching** runs a pass a site. **Attribution patching** (Nanda 2023; Syed, Rager & Conmy 2023) estimates all of
-them from one gradient: with a what the base has, a' what it gets, and E the preference of ``pairs``,
+**Exact patching** runs a pass a site, and of the important ones a pass for each kind of position. **Attribution
+patching** (Nanda 2023; Syed, Rager & Conmy 2023) estimates all of them from one gradient: with a what the base has, a'
+what it gets, and E the preference of ``pairs``,
 
     estimate = Σ_positions (a' − a) · ∂E/∂a      at the base
 
@@ -54,6 +55,8 @@ from rewardlm.stats import LEVEL, FloatArray, rank_p_value
 # A corrected p of .05 over some hundred sites needs raw ones of 1e-4.
 _FLIPS = 50_000
 Say = Callable[[str], None]
+# Switches a model on, as a context manager.
+Switch = Callable[[], AbstractContextManager[None]]
 
 
 @dataclass(frozen=True)
@@ -69,13 +72,10 @@ class Effects:
 def site_effects(
     policy: Policy,
     pairs: Sequence[JudgedPair],
-    adapters: Sequence[Callable[[], AbstractContextManager[None]]],
+    adapters: Sequence[Switch],
     batch_tokens: int,
 ) -> list[Effects]:
-    """Attribution patching into the base, of several tuned models at once: the gradient is the base's for all.
-
-    ``adapters`` switch a model on, each as a context manager.
-    """
+    """Attribution patching into the base, of several tuned models at once: the gradient is the base's for all."""
     causal_lm = policy.causal_lm
     arch = architecture_of(causal_lm)
     sites = sites_of(causal_lm)
@@ -135,12 +135,14 @@ def _estimates(
 class Exact:
     """Effects Float[N pairs, S sites] by exact patching. ``into`` the base: how far E rises with the tuned model's
     value. ``own``: with what the adapter does at the site by itself. ``out_of`` the tuned model: how far E falls with
-    the base's value. ``before`` and ``after`` Float[N] are E of both models.
+    the base's value. ``before`` and ``after`` Float[N] are E of both models. ``by_position`` Float[N, S, 4] is ``own``
+    (of a stream: ``into``) at the positions of one kind alone; these needn't add up.
     """
 
     into: FloatArray
     own: FloatArray
     out_of: FloatArray
+    by_position: FloatArray
     before: FloatArray
     after: FloatArray
 
@@ -157,10 +159,11 @@ def exact_effects(
     say: Say | None = None,
 ) -> Exact:
     """Every site of ``sites`` patched by itself into the base; those of ``closely`` (None: all) in the two other ways
-    too, which are NaN elsewhere.
+    too, which are NaN elsewhere. These and all streams are patched by kind of position, too.
     """
     causal_lm = policy.causal_lm
     into, own, out_of = (np.full((len(pairs), len(sites)), np.nan) for _ in range(3))
+    by_position = np.full((len(pairs), len(sites), len(POSITION_KINDS)), np.nan)
     before, after = np.zeros(len(pairs)), np.zeros(len(pairs))
     for piece in pair_batches(pairs, policy.device, batch_tokens):
 
@@ -192,7 +195,52 @@ def exact_effects(
                         else with_patch(causal_lm, piece.batch, receiver, Patch.of(donor, [site]))
                     )
                     found[piece.rows, column] = sign * numbers(logprobs - receiver.logprobs)
-    return Exact(into, own, out_of, before, after)
+        with using(policy, None):
+            for column, site in enumerate(sites):
+                if site.kind != "stream" and closely is not None and site not in closely:
+                    continue
+                for kind, name in enumerate(POSITION_KINDS):
+                    if say is not None:
+                        say(f"{site.name}, {name}")
+                    at = piece.kinds[..., kind].bool()
+                    logprobs = (
+                        with_stream(causal_lm, piece.batch, base, tuned, site.layer, at)
+                        if site.kind == "stream"
+                        else with_patch(causal_lm, piece.batch, base, Patch.of(alone, [site], at))
+                    )
+                    by_position[piece.rows, column, kind] = numbers(logprobs - base.logprobs)
+    return Exact(into, own, out_of, by_position, before, after)
+
+
+def random_controls(
+    policy: Policy,
+    adapter: str,
+    pairs: Sequence[JudgedPair],
+    settings: CausesSettings,
+    own_pairs_of: Callable[[Switch], list[JudgedPair]] | None = None,
+    *,
+    say: Say | None = None,
+) -> list[Effects]:
+    """Estimates of all sites of ``random_adapters`` adapters of random weights, as large as ``adapter`` module by
+    module, on the first ``random_pairs`` pairs.
+
+    Where the adapter was looked at on pairs of its own new answers, each of these must be on pairs of its own, too:
+    any change of a model raises the preference for what the changed model says. ``own_pairs_of`` gives these.
+    """
+    # Fewer pairs leave a larger largest effect, so this makes claims rarer and not more frequent.
+    pairs = pairs[: settings.random_pairs]
+    switches = [as_random(policy, adapter, settings.seed + number) for number in range(settings.random_adapters)]
+    if own_pairs_of is None:
+        if say is not None:
+            say("adapters of random weights")
+        return site_effects(policy, pairs, switches, settings.batch_tokens)
+    found = []
+    for number, on in enumerate(switches, 1):
+        if say is not None:
+            say(f"adapter of random weights {number} of {len(switches)}")
+        # One that gave no harmless answer at all is on the pairs of the adapter.
+        found += site_effects(policy, own_pairs_of(on) or pairs, [on], settings.batch_tokens)
+    return found
 
 
 def patch_sites(
@@ -200,12 +248,13 @@ def patch_sites(
     adapter: str,
     pairs: Sequence[JudgedPair],
     placebo: Sequence[JudgedPair],
+    random: Sequence[Effects],
     settings: CausesSettings,
     *,
     say: Say | None = None,
 ) -> tuple[list[PatchedSite], PatchingFacts]:
     """Every head, MLP and stream of one tuned model: estimates of all, exact effects of those that matter most and of
-    some others, and what may be claimed.
+    some others, and what may be claimed. ``random`` are the ``random_controls``.
     """
 
     def tell(what: str) -> None:
@@ -214,15 +263,6 @@ def patch_sites(
 
     tell("the gradient at all sites")
     (estimated,) = site_effects(policy, pairs, [lambda: using(policy, adapter)], settings.batch_tokens)
-    tell("adapters of random weights")
-    # Fewer pairs leave a larger largest effect, so this makes claims rarer and not more frequent.
-    seeds = range(settings.seed, settings.seed + settings.random_adapters)
-    random = site_effects(
-        policy,
-        pairs[: settings.random_pairs],
-        [_as_random(policy, adapter, seed) for seed in seeds],
-        settings.batch_tokens,
-    )
     sites = estimated.sites
     through, own = estimated.through.sum(-1), estimated.own.sum(-1)
     closely, chosen = sites_to_patch(sites, through.mean(0), own.mean(0), settings.exact_sites)
@@ -283,6 +323,9 @@ def patch_sites(
                 out_of=float(exact.out_of[:, place_of[at]].mean()) if at in closely else None,
                 placebo=float(of_placebo[:, at].mean()) if len(of_placebo) else None,
                 by_position=_by_kind(estimated.own[:, at] if not stream else estimated.through[:, at]),
+                exact_by_position=(
+                    _by_kind(exact.by_position[:, place_of[at]]) if at in closely or (stream and known) else None
+                ),
             )
         )
     return rows, _facts(rows, exact, through, chosen, chance[False], of_placebo, len(pairs), settings)
@@ -315,7 +358,7 @@ def _rank(mean: float, by_chance: Sequence[float]) -> float | None:
     return rank_p_value(abs(mean), by_chance) if by_chance else None
 
 
-def _as_random(policy: Policy, adapter: str, seed: int) -> Callable[[], AbstractContextManager[None]]:
+def as_random(policy: Policy, adapter: str, seed: int) -> Switch:
     """Switches an adapter of random weights on, as large as ``adapter`` module by module."""
 
     @contextlib.contextmanager

@@ -187,21 +187,22 @@ def by_itself(causal_lm: Any, base: Recorded) -> Recorded:
 @dataclass(frozen=True)
 class Patch:
     """What a receiver gets from a donor: the writes of ``heads`` by layer and of the ``mlps``, and the activations of
-    ``neurons`` by layer."""
+    ``neurons`` by layer; where ``at`` Bool[B, T] is True, or everywhere."""
 
     donor: Recorded
     heads: Mapping[int, Sequence[int]] = field(default_factory=dict)
     mlps: Sequence[int] = ()
     neurons: Mapping[int, Tensor] = field(default_factory=dict)
+    at: Tensor | None = None
 
     @classmethod
-    def of(cls, donor: Recorded, sites: Sequence[Site]) -> Patch:
+    def of(cls, donor: Recorded, sites: Sequence[Site], at: Tensor | None = None) -> Patch:
         """Of heads and MLPs. The stream isn't written by one module: see ``run_from``."""
         heads: dict[int, list[int]] = {}
         for site in sites:
             if site.kind == "head":
                 heads.setdefault(site.layer, []).append(site.head)
-        return cls(donor, heads, [site.layer for site in sites if site.kind == "mlp"])
+        return cls(donor, heads, [site.layer for site in sites if site.kind == "mlp"], at=at)
 
     @property
     def first_layer(self) -> int:
@@ -218,13 +219,15 @@ def patched(arch: Architecture, patch: Patch, out: Sequence[Tensor]) -> Iterator
             own = args[0].reshape(*theirs.shape[:2], arch.n_heads, -1)[:, :, heads]
             new = torch.einsum("bthd,hdm->btm", theirs, patch.donor.out[layer][heads])
             old = torch.einsum("bthd,hdm->btm", own, out[layer][heads])
-            return output + (new - old).to(output).reshape(output.shape)
+            return output + chosen(new, old, patch.at).sub(old).to(output).reshape(output.shape)
 
         return hook
 
     def fires(layer: int) -> Any:
         def hook(module: Any, args: tuple[Any, ...], output: Tensor) -> Tensor:
-            return patch.donor.mlp[layer].to(output).reshape(output.shape)
+            theirs = patch.donor.mlp[layer].to(output).reshape(*patch.donor.neurons[layer].shape[:2], -1)
+            # A copy: Falcon adds to it in place, and the donor's own must stay for the next patch.
+            return chosen(theirs, output.reshape(theirs.shape), patch.at).reshape(output.shape).clone()
 
         return hook
 
@@ -232,7 +235,7 @@ def patched(arch: Architecture, patch: Patch, out: Sequence[Tensor]) -> Iterator
         def hook(module: Any, args: tuple[Any, ...]) -> tuple[Any, ...]:
             theirs = patch.donor.neurons[layer]
             active = args[0].clone().reshape(theirs.shape)
-            active[..., which] = theirs[..., which].to(active)
+            active[..., which] = chosen(theirs[..., which].to(active), active[..., which], patch.at)
             return (active.reshape(args[0].shape), *args[1:])
 
         return hook
@@ -271,9 +274,16 @@ def with_patch(causal_lm: Any, batch: ResponseBatch, receiver: Recorded, patch: 
 
 
 @torch.no_grad()
-def with_stream(causal_lm: Any, batch: ResponseBatch, receiver: Recorded, donor: Recorded, layer: int) -> Tensor:
-    """The same, where the stream before ``layer`` is the donor's."""
-    return run_from(causal_lm, batch, layer, donor.stream[layer], receiver)
+def with_stream(
+    causal_lm: Any, batch: ResponseBatch, receiver: Recorded, donor: Recorded, layer: int, at: Tensor | None = None
+) -> Tensor:
+    """The same, where the stream before ``layer`` is the donor's: everywhere, or where ``at`` Bool[B, T] is True."""
+    return run_from(causal_lm, batch, layer, chosen(donor.stream[layer], receiver.stream[layer], at), receiver)
+
+
+def chosen(theirs: Tensor, own: Tensor, at: Tensor | None) -> Tensor:
+    """``theirs`` Float[B, T, …] where ``at`` Bool[B, T] is True, and ``own`` elsewhere; without ``at`` theirs."""
+    return theirs if at is None else torch.where(at[..., None], theirs, own)
 
 
 def _taken(args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[Tensor, tuple[Any, ...], dict[str, Any]]:

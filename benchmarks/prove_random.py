@@ -1,0 +1,125 @@
+"""Is anything claimed of an adapter of random weights on a real model? Nothing in it is worth a claim.
+
+    python benchmarks/prove_random.py --adapter runs/demo/train/RL [--subjects 12] [--out FILE] [--write]
+
+Every subject has random weights, each module as large as that of the trained adapter. It goes through what ``interpret
+patching=true`` does, both on pairs of the base's own answers and on pairs with the subject's new answers, with the same
+20 random controls for all subjects: these don't depend on the subject. What is found is appended to --out, so it goes
+on where it was stopped.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+from collections.abc import Callable
+from pathlib import Path
+
+from page import write_between
+from prove_inside import PAGE, ends
+
+from rewardlm.config import CausesSettings, ModelSettings
+from rewardlm.data.prompts import load_prompts
+from rewardlm.interpreting.causes.pairs import JudgedPair, asked_once, draw_pairs, own_pairs
+from rewardlm.interpreting.causes.patching import Effects, Switch, as_random, patch_sites, random_controls
+from rewardlm.interpreting.mechanistic.asked_judges import toxicity_by
+from rewardlm.interpreting.mechanistic.word_contrast import ToxicityFunction
+from rewardlm.models.load import Policy, load_policy
+from rewardlm.models.lora import POLICY, load_adapter
+from rewardlm.scoring.load import load_scorer
+
+# Controls are the seeds 0 to 19 of the settings.
+_FIRST_SUBJECT = 1000
+WORDS = {"harmless": "of the base’s own answers", "own": "with its own new answers"}
+
+
+def own_pairs_by(
+    policy: Policy, judge: ToxicityFunction, pairs: list[JudgedPair], settings: CausesSettings
+) -> Callable[[Switch, int], tuple[list[JudgedPair], list[JudgedPair]]]:
+    """What gives a model's pairs of its own answers to the prompts of so many pairs, and its placebo pairs."""
+
+    def draw(on: Switch, number: int) -> tuple[list[JudgedPair], list[JudgedPair]]:
+        return own_pairs(
+            policy,
+            on,
+            pairs[:number],
+            judge,
+            draws=settings.draws,
+            max_new_tokens=settings.max_new_tokens,
+            batch_tokens=settings.batch_tokens,
+            seed=settings.seed,
+        )
+
+    return draw
+
+
+def main() -> None:
+    """Draw pairs and controls, then one subject after the other."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--model", default="smollm2-135m")
+    parser.add_argument("--adapter", type=Path, required=True, help="as large as this one: a run, or a PEFT folder")
+    parser.add_argument("--judge", default="witness")
+    parser.add_argument("--subjects", type=int, default=12)
+    parser.add_argument("--out", type=Path, default=Path("runs/prove-random.jsonl"))
+    parser.add_argument("--write", action="store_true", help="put the table into docs/interpretation-inside.md")
+    given = parser.parse_args()
+    # Few sites are patched: those with the largest estimates, which alone can pass.
+    settings = CausesSettings(exact_sites=2)
+    policy = load_policy(ModelSettings(model=given.model))
+    load_adapter(policy, given.adapter)
+    judge = toxicity_by(load_scorer(given.judge))
+    words = toxicity_by(load_scorer("lexical"))
+    prompts = load_prompts("rtp:packaged:toxic", part="measure", limit=100).prompts
+    asked = [
+        asked_once(
+            policy.tokenizer,
+            tuple(policy.chat.encode_prompt(prompt.turns)),
+            [turn.text for turn in prompt.turns],
+            words,
+        )
+        for prompt in prompts
+    ]
+    pairs, placebo = draw_pairs(
+        policy,
+        asked,
+        judge,
+        number=settings.pairs,
+        draws=settings.draws,
+        max_new_tokens=settings.max_new_tokens,
+        batch_tokens=settings.batch_tokens,
+        seed=settings.seed,
+    )
+    print(f"{len(pairs)} pairs", flush=True)
+    own = own_pairs_by(policy, judge, pairs, settings)
+    controls: dict[str, list[Effects]] = {
+        "harmless": random_controls(policy, POLICY, pairs, settings),
+        "own": random_controls(policy, POLICY, pairs, settings, lambda on: own(on, settings.random_pairs)[0]),
+    }
+    print("20 controls", flush=True)
+    given.out.parent.mkdir(parents=True, exist_ok=True)
+    known = [json.loads(line) for line in given.out.read_text().splitlines()] if given.out.exists() else []
+    for number in range(len(known), given.subjects):
+        subject = as_random(policy, POLICY, _FIRST_SUBJECT + number)
+        on_own = own(subject, settings.pairs)
+        claimed = {}
+        with subject():
+            for way, (looked_at, on_placebo) in (("harmless", (pairs, placebo)), ("own", on_own)):
+                _, facts = patch_sites(policy, POLICY, looked_at, on_placebo, controls[way], settings)
+                claimed[way] = sorted({*facts.origins, *facts.claimed})
+                change = facts.change
+                print(f"{number}, pairs {WORDS[way]}: {change.mean:+.3f}, claims {claimed[way] or 'none'}", flush=True)
+        known.append(claimed)
+        with given.out.open("a") as file:
+            file.write(json.dumps(claimed) + "\n")
+    n = len(known)
+    lines = ["| pairs | random adapters | something is claimed of | 95 % interval |", "|---|---|---|---|"]
+    for way, words_of in WORDS.items():
+        wrong = sum(bool(one[way]) for one in known)
+        lines.append(f"| {words_of} | {n} | {wrong} | {ends(wrong, n)} |")
+    print("\n".join(lines))
+    if given.write:
+        write_between("random", "\n".join(lines), PAGE)
+
+
+if __name__ == "__main__":
+    main()
