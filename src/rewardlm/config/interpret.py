@@ -143,7 +143,9 @@ class CausesSettings(Section):
     )
     samples: int = Field(3, ge=1, description="Answers to each of these prompts.")
     max_new_tokens: int = Field(24, ge=1, description="Longest of all these answers, in tokens.")
-    batch_tokens: int = Field(1024, ge=1, description="Positions that are read or generated side by side.")
+    batch_tokens: int = Field(
+        1024, ge=1, description="Positions that are read side by side; four times as many are generated."
+    )
     seed: int = Field(0, ge=0, description="Seed of everything that is drawn here.")
 
     @model_validator(mode="after")

@@ -30,7 +30,7 @@ from rewardlm.config import CausesSettings
 from rewardlm.errors import ModelError
 from rewardlm.interpreting.answers import TOXIC_ABOVE
 from rewardlm.interpreting.causes.neurons import share_of_change
-from rewardlm.interpreting.causes.pairs import JudgedPair, pair_batches
+from rewardlm.interpreting.causes.pairs import GENERATED, JudgedPair, pair_batches
 from rewardlm.interpreting.causes.parts import UNIT_KINDS, AdapterParts, Unit
 from rewardlm.interpreting.causes.patching import Say
 from rewardlm.interpreting.findings import MeasuredPart, MinimalAdapter, ShareOfChange, TriedPart, UnitKind
@@ -290,7 +290,7 @@ def _answers(
     ]
     with on:
         tokens = answers_to(
-            policy, requests, max_new_tokens=settings.max_new_tokens, batch_tokens=settings.batch_tokens
+            policy, requests, max_new_tokens=settings.max_new_tokens, batch_tokens=GENERATED * settings.batch_tokens
         )
     texts = [text_of(policy, one) for one in tokens]
     return Answered(tokens, texts, list(judge(texts)), settings.samples)

@@ -34,6 +34,8 @@ from rewardlm.models.logprobs import microbatches
 from rewardlm.models.lora import using
 from rewardlm.scoring.scorer import is_empty
 
+# Generating keeps no activations: so many times as many positions run side by side, at two thirds of the time.
+GENERATED = 4
 POSITION_KINDS: tuple[PositionKind, ...] = ("template", "hostile", "prompt", "answer")
 
 
@@ -156,7 +158,7 @@ def _draw(
     requests = [
         Request(one.prompt, stream_seed(*stream, row, draw)) for row, one in enumerate(asked) for draw in range(draws)
     ]
-    tokens = answers_to(policy, requests, max_new_tokens=max_new_tokens, batch_tokens=batch_tokens)
+    tokens = answers_to(policy, requests, max_new_tokens=max_new_tokens, batch_tokens=GENERATED * batch_tokens)
     texts = [text_of(policy, one) for one in tokens]
     scores = judge(texts)
     found = []
