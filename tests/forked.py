@@ -197,6 +197,9 @@ def _main() -> None:
     sys.argv = [script or "rewardlm", *job["arguments"]]
     code: Any = 0
     try:
+        for place in job["env"].get("PYTHONPATH", "").split(os.pathsep):
+            if place and (Path(place) / "sitecustomize.py").exists():
+                runpy.run_path(str(Path(place) / "sitecustomize.py"))
         if script is None:
             runpy.run_module("rewardlm", run_name="__main__", alter_sys=True)
         else:

@@ -63,6 +63,10 @@ class Two:
             self.returncode = int(any(codes))
             return said.result(), complained.result()
 
+    def poll(self) -> int | None:
+        """None while both run."""
+        return next((code for rank in self._ranks if (code := rank.poll()) is not None), None)
+
     def kill(self) -> None:
         for rank in self._ranks:
             rank.kill()
@@ -111,6 +115,9 @@ def start(how: list[str], arguments: list[str], cwd: Path, **more: str) -> Any:
 
 def kill(process: Any) -> str:
     """Kill the launcher and what it started, which torchrun puts into groups of their own; what they said on stderr."""
+    if isinstance(process, Two):
+        process.kill()
+        return process.communicate(60)[1]
     launched = psutil.Process(process.pid)
     for found in [launched, *launched.children(recursive=True)]:
         found.kill()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import functools
 import graphlib
 import subprocess
 import sys
@@ -47,13 +48,18 @@ HEAVY = {
 }  # fmt: skip
 
 
+@functools.cache
+def parsed(file: Path) -> ast.Module:
+    return ast.parse(file.read_text("utf-8"))
+
+
 def room(parts: tuple[str, ...]) -> str:
     return parts[0].removesuffix(".py") if parts else ""
 
 
 def imported(file: Path) -> Iterator[tuple[str, int, bool]]:
     """Absolute names of all modules that ``file`` imports, the line, and whether only type checkers see it."""
-    tree = ast.parse(file.read_text("utf-8"))
+    tree = parsed(file)
     typing_only = {
         id(node)
         for block in ast.walk(tree)
@@ -106,7 +112,7 @@ def test_no_files_import_each_other() -> None:
     needs: dict[str, set[str]] = {}
     for module, file in modules.items():
         needs[module] = set()
-        for node in ast.walk(ast.parse(file.read_text("utf-8"))):
+        for node in ast.walk(parsed(file)):
             if isinstance(node, ast.Import):
                 names = [alias.name for alias in node.names]
             elif isinstance(node, ast.ImportFrom):
@@ -126,7 +132,7 @@ def test_no_two_classes_have_one_name() -> None:
     """A noun means one thing; what is private to a file may be called as elsewhere."""
     places: dict[str, list[str]] = {}
     for file in FILES:
-        for node in ast.walk(ast.parse(file.read_text("utf-8"))):
+        for node in ast.walk(parsed(file)):
             if isinstance(node, ast.ClassDef) and not node.name.startswith("_"):
                 places.setdefault(node.name, []).append(str(file.relative_to(ROOT)))
     assert {name: files for name, files in places.items() if len(files) > 1} == {}
@@ -144,7 +150,7 @@ def test_the_fast_path_has_one_door() -> None:
     """So that the package can be deleted: only its own tests, and what times its pieces, see what is inside."""
     door = next(
         {f"rewardlm.fastpath.{name}" for name in ast.literal_eval(node.value)}
-        for node in ast.parse((ROOT / "fastpath" / "__init__.py").read_text("utf-8")).body
+        for node in parsed(ROOT / "fastpath" / "__init__.py").body
         if isinstance(node, ast.Assign) and ast.unparse(node.targets[0]) == "__all__"
     )
     tests = Path(__file__).parent
@@ -155,7 +161,7 @@ def test_the_fast_path_has_one_door() -> None:
         if file.name == "pieces.py" or any(folder in file.parents for folder in inside):
             continue
         wrong = []
-        for node in ast.walk(ast.parse(file.read_text("utf-8"))):
+        for node in ast.walk(parsed(file)):
             if isinstance(node, ast.Import):
                 wrong += [alias.name for alias in node.names if alias.name.startswith("rewardlm.fastpath.")]
             elif isinstance(node, ast.ImportFrom) and (node.module or "").startswith("rewardlm.fastpath"):
@@ -167,7 +173,7 @@ def test_the_fast_path_has_one_door() -> None:
 @pytest.mark.parametrize("part", ["reporting", "cli"])
 def test_light_rooms_name_no_torch_at_module_level(part: str) -> None:
     for file in (ROOT / part).rglob("*.py"):
-        for node in ast.parse(file.read_text("utf-8")).body:
+        for node in parsed(file).body:
             for name in ast.walk(node) if isinstance(node, ast.Import | ast.ImportFrom) else ():
                 if isinstance(name, ast.Import):
                     assert not {alias.name.split(".")[0] for alias in name.names} & {"torch", "transformers", "peft"}

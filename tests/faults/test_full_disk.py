@@ -7,12 +7,12 @@ from __future__ import annotations
 
 import shutil
 import subprocess
-import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
 
+from launched import ONE, run
 from rewardlm.disk import is_full
 from rewardlm.runs import Run
 from rewardlm.training.checkpoints import MANIFEST
@@ -64,9 +64,7 @@ def grown(place: Path, size: str) -> None:
 
 
 def command(*arguments: object) -> tuple[int, str]:
-    done = subprocess.run(
-        [sys.executable, "-m", "rewardlm", *map(str, arguments)], capture_output=True, text=True, timeout=300
-    )
+    done = run(ONE, [*map(str, arguments)], Path.cwd())
     return done.returncode, done.stderr
 
 
@@ -113,11 +111,11 @@ def test_a_command_says_so_and_goes_on_with_more_room(
 def test_a_file_that_finds_no_room_is_left_as_it_was(disk: Disk, tmp_path: Path, name: str) -> None:
     table = tmp_path / "answers.csv"
     table.write_text("prompt,response,x\n" + "".join(f"{'ask ' * 40}{n},{'say ' * 80}{n},0.{n}\n" for n in range(60)))
-    run = tmp_path / "run"
-    assert command("import", table, "--label", "A", "--out", run)[0] == 0
+    imported = tmp_path / "run"
+    assert command("import", table, "--label", "A", "--out", imported)[0] == 0
     out = disk("8k") / name
     out.write_text("before")
-    make = ("report", run) if name == "page.html" else ("export", run)
+    make = ("report", imported) if name == "page.html" else ("export", imported)
     code, said = command(*make, "--out", out)
     assert code == 1
     assert said.strip().splitlines()[-1].startswith(f"error: {out}: No space left on device; it is as it was")

@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 
+from launched import ONE, run
 from rewardlm.runs import Run
 
 # A judge that takes its time; the second holds on to the process when it is interrupted, as libraries may.
@@ -34,7 +35,7 @@ def clinging(texts):
 
 def command(judge: str) -> list[str]:
     return [
-        sys.executable, "-m", "rewardlm", "measure", "tiny", "--prompts", "starter", "--limit", "8", "--samples", "2",
+        "measure", "tiny", "--prompts", "starter", "--limit", "8", "--samples", "2",
         "--max-new-tokens", "3", "--batch-tokens", "512", "--scorer", f"judges:{judge}",
         "counter_narrative=null", "similarity=false", "perplexity=false", "--out", "run",
     ]  # fmt: skip
@@ -44,7 +45,8 @@ def started(judge: str, folder: Path) -> subprocess.Popen[str]:
     (folder / "judges.py").write_text(JUDGES)
     # A shell without job control has its background commands ignore SIGINT; a terminal's don't.
     return subprocess.Popen(
-        command(judge), cwd=folder, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True,
+        [sys.executable, "-m", "rewardlm", *command(judge)], cwd=folder, stdout=subprocess.DEVNULL,
+        stderr=subprocess.PIPE, text=True,
         preexec_fn=lambda: signal.signal(signal.SIGINT, signal.default_int_handler),
     )  # fmt: skip
 
@@ -71,11 +73,11 @@ def test_the_first_leaves_a_run_that_goes_on(tmp_path: Path, number: int, code: 
     assert process.returncode == code
     assert error.strip().splitlines()[-1] == f"error: {said}: run the same command again to go on where it stopped"
     assert "Traceback" not in error
-    done = subprocess.run(command("slow"), cwd=tmp_path, capture_output=True, text=True, timeout=240)
+    done = run(ONE, command("slow"), tmp_path)
     assert done.returncode == 0, done.stderr
-    run = Run.open(tmp_path / "run")
-    assert run.finished
-    assert len({(one.prompt_id, one.sample) for one in run.each_generation()}) == 16
+    found = Run.open(tmp_path / "run")
+    assert found.finished
+    assert len({(one.prompt_id, one.sample) for one in found.each_generation()}) == 16
 
 
 @pytest.mark.slow

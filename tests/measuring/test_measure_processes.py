@@ -128,7 +128,7 @@ def test_a_whole_experiment_on_two_processes_is_that_of_one(folder):
         "       max_new_tokens: 6}\n"
     )
     found = []
-    for how, name in ((ONE, "one"), (launcher("accelerate"), "two")):
+    for how, name in ((ONE, "one"), (TWO, "two")):
         done = run(how, ["run", "experiment.yaml", "--out", name], folder)
         assert done.returncode == 0, done.stderr
         assert done.stdout.count("The report:") == 1

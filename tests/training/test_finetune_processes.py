@@ -86,11 +86,12 @@ def test_two_processes_give_the_losses_and_the_adapter_of_one(folder, alone, sta
     assert_equal(alone, found)
 
 
+# An interrupt reaches both by way of the launcher.
 @pytest.mark.parametrize(("more", "how"), [([], "kill"), (["shard=true"], "kill"), ([], "interrupt")])
 def test_stopped_in_the_middle_it_goes_on_to_the_same_adapter(folder, alone, more, how):
     name = "-".join(["stopped", how, *more]).replace("=", "-")
     arguments = [*FINETUNE, *more, "--out", name]
-    process = start(launcher("torchrun"), arguments, folder)
+    process = start(TWO if how == "kill" else launcher("torchrun"), arguments, folder)
     deadline = time.monotonic() + 240
     first_whole = folder / name / "checkpoints" / "checkpoint-4" / "manifest.json"
     while not first_whole.exists():
@@ -146,7 +147,7 @@ def test_a_batch_that_cannot_be_shared_out_is_refused(folder):
 
 def test_another_command_on_the_same_run_is_refused(folder):
     arguments = [*FINETUNE, "max_steps=100000", "--out", "taken"]
-    process = start(launcher("torchrun"), arguments, folder)
+    process = start(TWO, arguments, folder)
     try:
         deadline = time.monotonic() + 240
         while not (folder / "taken" / "metrics.jsonl").exists():

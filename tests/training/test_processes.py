@@ -134,7 +134,7 @@ def folder(tmp_path_factory) -> Path:
         ("rloo", "two", []),
         ("ppo", "two", ["shard=true", "micro_batch_tokens=64"]),
         ("grpo", "two", ["shard=true", "micro_batch_tokens=200"]),
-        ("rloo", "accelerate", ["shard=true"]),
+        ("rloo", "two", ["shard=true"]),
         ("dynamic", "two", []),
         ("dynamic", "two", ["shard=true"]),
         ("quantised", "two", []),
@@ -212,7 +212,7 @@ def test_a_divided_base_goes_on_after_a_kill_and_from_an_adapter(folder):
     arguments = ["rlaf", "tiny", *without_rank, "--adapter", "start", "--reward", "lexical"]
     alone = run(ONE, [*arguments, "--out", "from-1"], folder)
     assert alone.returncode == 0, alone.stderr
-    process = start(launcher("torchrun"), [*arguments, "shard=true", "--out", "from-2"], folder)
+    process = start(TWO, [*arguments, "shard=true", "--out", "from-2"], folder)
     deadline = time.monotonic() + 240
     while not (folder / "from-2" / "metrics.jsonl").exists():
         assert process.poll() is None, process.communicate()[1]
@@ -275,11 +275,11 @@ def test_a_thread_that_never_rests_does_not_abort_the_end(folder):
     assert {file.name for file in folder.glob("goodbye-from-*")} == {"goodbye-from-0", "goodbye-from-1"}
 
 
-@pytest.mark.parametrize("more", [[], ["shard=true"]])
-def test_an_error_in_one_process_ends_both_in_words(folder, more):
+@pytest.mark.parametrize(("more", "starter"), [([], "torchrun"), (["shard=true"], "two")])
+def test_an_error_in_one_process_ends_both_in_words(folder, more, starter):
     arguments = ["rlaf", "tiny", *COMMON, *more, "--reward", "own_rewards:fails_in_one"]
     arguments += ["--out", f"failed-{len(more)}"]
-    done = run(launcher("torchrun"), arguments, folder)
+    done = run(launcher(starter), arguments, folder)
     assert done.returncode != 0
     said = [line for line in done.stderr.splitlines() if line.startswith("error: ")]
     assert said
@@ -287,8 +287,8 @@ def test_an_error_in_one_process_ends_both_in_words(folder, more):
     assert json.loads((folder / f"failed-{len(more)}" / "run.json").read_text())["status"] == "stopped"
 
 
-@pytest.mark.parametrize("more", [[], ["shard=true"]])
-def test_a_limit_keeps_the_last_good_adapter_before_anybody_ends(folder, more):
+@pytest.mark.parametrize(("more", "starter"), [([], "torchrun"), (["shard=true"], "two")])
+def test_a_limit_keeps_the_last_good_adapter_before_anybody_ends(folder, more, starter):
     """The second process finds NaN in its logits: the first one must know, and write, before the launcher ends both."""
     (folder / "sitecustomize.py").write_text(
         "import os\n"
@@ -306,7 +306,7 @@ def test_a_limit_keeps_the_last_good_adapter_before_anybody_ends(folder, more):
     )
     out = f"nan-{len(more)}"
     arguments = ["rlaf", "tiny", *COMMON, *more, "--reward", "lexical", "--out", out]
-    done = run(launcher("torchrun"), arguments, folder, BREAK_RANK_1="1")
+    done = run(launcher(starter), arguments, folder, BREAK_RANK_1="1")
     assert done.returncode != 0
     assert f"step 3: the logits hold NaN (the adapter of step 1 is kept in {out}/adapter" in done.stderr
     kept = load_file(str(folder / out / "adapter" / "adapter_model.safetensors"))
