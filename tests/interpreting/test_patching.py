@@ -14,6 +14,8 @@ from rewardlm.interpreting.causes.pairs import AskedOnce, JudgedPair, pair_batch
 from rewardlm.interpreting.causes.parts import AdapterParts
 from rewardlm.interpreting.causes.patched_answers import answers_under_patch
 from rewardlm.interpreting.causes.patching import (
+    Switch,
+    as_random,
     exact_effects,
     patch_sites,
     random_controls,
@@ -217,6 +219,33 @@ def test_answers_under_a_patch(family: str) -> None:
                 policy, prompts, receiver=receiver, donor=donor, sites=sites, max_new_tokens=12, seeds=seeds
             )
             assert answers == own[whose]
+
+
+def test_random_controls_are_on_pairs_of_their_own_where_the_adapter_is() -> None:
+    policy = adapted_policy("tiny")
+    before = state_of(policy.model)
+    pairs, settings = pairs_of(), CausesSettings(random_pairs=5, seed=3)
+    asked: list[int] = []
+
+    def own_pairs_of(on: Switch) -> list[JudgedPair]:
+        asked.append(len(asked))
+        with on():
+            assert policy.model.active_adapter == "default"
+            assert state_of(policy.model) != before
+        return pairs[:1] if len(asked) == 1 else []
+
+    own = random_controls(policy, "default", pairs, settings, own_pairs_of)
+    shared = random_controls(policy, "default", pairs, settings)
+    assert asked == list(range(20))
+    assert len(own) == len(shared) == 20
+    # The first one's only pair; the others, which have none, are on those of the adapter.
+    assert own[0].through == pytest.approx(shared[0].through[:1], abs=1e-5)
+    assert own[1].through == pytest.approx(shared[1].through, abs=1e-5)
+    # And they differ from each other.
+    assert abs(shared[0].own - shared[1].own).max() > 1e-4
+    (again,) = site_effects(policy, pairs, [as_random(policy, "default", 4)], 10**6)
+    assert again.own == pytest.approx(shared[1].own, abs=1e-5)
+    assert state_of(policy.model) == before
 
 
 @pytest.mark.slow
