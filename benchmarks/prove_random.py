@@ -4,8 +4,9 @@
 
 Every subject has random weights, each module as large as that of the trained adapter. It goes through what ``interpret
 patching=true`` does, both on pairs of the base's own answers and on pairs with the subject's new answers, with the same
-20 random controls for all subjects: these don't depend on the subject. What is found is appended to --out, so it goes
-on where it was stopped.
+20 random controls for all subjects: these don't depend on the subject. A subject none of whose sites has a larger
+estimate than all controls can't have a claim, so only the others are patched. What is found is appended to --out, so it
+goes on where it was stopped.
 """
 
 from __future__ import annotations
@@ -15,17 +16,26 @@ import json
 from collections.abc import Callable
 from pathlib import Path
 
+import numpy as np
 from page import write_between
 from prove_inside import PAGE, ends
 
 from rewardlm.config import CausesSettings, ModelSettings
 from rewardlm.data.prompts import load_prompts
 from rewardlm.interpreting.causes.pairs import JudgedPair, asked_once, draw_pairs, own_pairs
-from rewardlm.interpreting.causes.patching import Effects, Switch, as_random, patch_sites, random_controls
+from rewardlm.interpreting.causes.patching import (
+    Effects,
+    Switch,
+    as_random,
+    largest_effect,
+    patch_sites,
+    random_controls,
+    site_effects,
+)
 from rewardlm.interpreting.mechanistic.asked_judges import toxicity_by
 from rewardlm.interpreting.mechanistic.word_contrast import ToxicityFunction
 from rewardlm.models.load import Policy, load_policy
-from rewardlm.models.lora import POLICY, load_adapter
+from rewardlm.models.lora import POLICY, load_adapter, using
 from rewardlm.scoring.load import load_scorer
 
 # Controls are the seeds 0 to 19 of the settings.
@@ -51,6 +61,16 @@ def own_pairs_by(
         )
 
     return draw
+
+
+def may_be_claimed(own: Effects, controls: list[Effects]) -> bool:
+    """Whether any site is beyond all controls: the second of the two tests, by estimates."""
+    stream = np.array([site.kind == "stream" for site in own.sites])
+    questions = ((lambda one: one.through, stream), (lambda one: one.through, ~stream), (lambda one: one.own, ~stream))
+    return any(
+        largest_effect(values(own), which) > max(largest_effect(values(one), which) for one in controls)
+        for values, which in questions
+    )
 
 
 def main() -> None:
@@ -104,10 +124,13 @@ def main() -> None:
         claimed = {}
         with subject():
             for way, (looked_at, on_placebo) in (("harmless", (pairs, placebo)), ("own", on_own)):
-                _, facts = patch_sites(policy, POLICY, looked_at, on_placebo, controls[way], settings)
-                claimed[way] = sorted({*facts.origins, *facts.claimed})
-                change = facts.change
-                print(f"{number}, pairs {WORDS[way]}: {change.mean:+.3f}, claims {claimed[way] or 'none'}", flush=True)
+                (effects,) = site_effects(policy, looked_at, [lambda: using(policy, POLICY)], settings.batch_tokens)
+                claimed[way] = []
+                if is_beyond := may_be_claimed(effects, controls[way]):
+                    _, facts = patch_sites(policy, POLICY, looked_at, on_placebo, controls[way], settings)
+                    claimed[way] = sorted({*facts.origins, *facts.claimed})
+                what = "beyond all controls" if is_beyond else "not beyond all controls"
+                print(f"{number}, pairs {WORDS[way]}: {what}, claims {claimed[way] or 'none'}", flush=True)
         known.append(claimed)
         with given.out.open("a") as file:
             file.write(json.dumps(claimed) + "\n")

@@ -292,10 +292,10 @@ def patch_sites(
     adjust(of_site)
     adjust([one for one, stream in zip(of_own, is_stream, strict=True) if not stream])
     chance = {
-        True: [_largest(one.through, is_stream) for one in random],
-        False: [_largest(one.through, ~is_stream) for one in random],
+        True: [largest_effect(one.through, is_stream) for one in random],
+        False: [largest_effect(one.through, ~is_stream) for one in random],
     }
-    own_chance = [_largest(one.own, ~is_stream) for one in random]
+    own_chance = [largest_effect(one.own, ~is_stream) for one in random]
     rows = []
     for at, site in enumerate(sites):
         known, stream = at in place_of, site.kind == "stream"
@@ -349,8 +349,8 @@ def _by_kind(values: FloatArray) -> dict[PositionKind, float]:
     return dict(zip(POSITION_KINDS, values.mean(0).tolist(), strict=True))
 
 
-def _largest(values: FloatArray, which: NDArray[np.bool_]) -> float:
-    """The largest mean effect of these sites in a model, up to its sign; ``values`` Float[N, S, 4]."""
+def largest_effect(values: FloatArray, which: NDArray[np.bool_]) -> float:
+    """The largest mean effect of the sites ``which`` Bool[S] in a model, up to its sign; ``values`` Float[N, S, 4]."""
     return float(np.abs(values.sum(-1).mean(0)[which]).max())
 
 
