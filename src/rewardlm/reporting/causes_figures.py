@@ -43,12 +43,13 @@ def map_figure(sites: Sequence[PatchedSite], what: str) -> dict[str, Any]:
         "title": {"text": "head, and the MLP"},
         "tickvals": list(range(heads + 1)),
         "ticktext": [*(str(head) for head in range(heads)), "MLP"],
+        "range": [-0.5, heads + 0.5],
         "showgrid": False,
         "zeroline": False,
     }
     layout["yaxis"] = {
         "title": {"text": "layer"},
-        "autorange": "reversed",
+        "range": [layers - 0.5, -0.5],
         "dtick": max(1, layers // 10),
         "showgrid": False,
         "zeroline": False,

@@ -100,10 +100,10 @@ def causal_verdict(change: Estimate, vectors: ShareOfChange | None, settings: Ca
     mean, ends = f"{100 * vectors.mean:.0f} %", f"{100 * low:.0f} to {100 * high:.0f} %"
     share = f"{mean} of the rise (95 % interval {ends})"
     if low > settings.carries:
-        return says("unlearned", f"{share} is lost once the MLPs write by the base's value vectors again")
+        return says("unlearned", f"{share} is lost once the MLPs write by the base’s value vectors again")
     if high < settings.carries_little:
-        return says("bypassed", f"only {share} is lost once the MLPs write by the base's value vectors again")
-    return says("cannot_tell", f"{share} is lost with the base's value vectors: neither most of it nor hardly any")
+        return says("bypassed", f"only {share} is lost once the MLPs write by the base’s value vectors again")
+    return says("cannot_tell", f"{share} is lost with the base’s value vectors: neither most of it nor hardly any")
 
 
 def top_neurons(
