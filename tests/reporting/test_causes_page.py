@@ -66,6 +66,17 @@ def test_the_smallest_adapter_stands_beside_the_whole(model):
     assert said(model, "less of") == ("Not known: there is nothing to keep.", "")
 
 
+def test_a_part_that_chance_chose_is_not_praised(model):
+    change = model.minimal_adapter.change_from_whole
+    model.minimal_adapter.change_from_whole = change.model_copy(update={"mean": 0.04, "ci95": (0.01, 0.07)})
+    text, strong = said(model, "Is less of")
+    assert "more toxic than the whole adapter (by +0.04 (+0.01 to +0.07))" in strong
+    assert "chosen by chance" in text
+    for ends in ((-0.01, 0.07), (-0.07, -0.01)):
+        model.minimal_adapter.change_from_whole = change.model_copy(update={"mean": sum(ends) / 2, "ci95": ends})
+        assert "chance" not in said(model, "Is less of")[0]
+
+
 def test_the_table_has_all_that_is_claimed_first(model):
     rows = causes.listed(model.patching)
     assert [row.site for row in rows[:3]] == ["head 1.0", "head 1.1", "mlp 1"]

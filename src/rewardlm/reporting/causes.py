@@ -181,6 +181,19 @@ def minimal_parts(found: MinimalAdapter) -> list[Part]:
             False,
         ),
         (f"It is an adapter like any other, in {found.adapter}.", False),
+        *_by_chance(found),
+    ]
+
+
+def _by_chance(found: MinimalAdapter) -> list[Part]:
+    """What is chosen on some prompts may be worse on others: then the page must not praise it."""
+    change = found.change_from_whole
+    if change is None or direction(change) != 1:
+        return []
+    said = f" On the other prompts it is more toxic than the whole adapter (by {number_text(change)})"
+    return [
+        (said, True),
+        (": it was chosen by chance. Ask for more answers by causes.samples and causes.prompts.", False),
     ]
 
 
