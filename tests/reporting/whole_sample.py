@@ -228,7 +228,8 @@ def _causes() -> dict[str, Any]:
         "minimal_adapter": {
             "reason": None, "keep": 0.9, "chosen_on": 60, "measured_on": 60, "of_parameters": 5000, "unit": "rank",
             "units": 3, "of_units": 40, "kept": 0.07, "parameters": 350, "adapter": "minimal/FT/adapter",
-            "parts": ["a part by name"], **measured, "fall_kept": share, "change_from_whole": {**interval(0.01, -0.05, 0.07, 24), "p_value": 0.7},
+            "parts": ["a part by name"], **measured, "fall_kept": share,
+            "change_from_whole": {**interval(0.01, -0.05, 0.07, 24), "p_value": 0.7},
             "whole": measured, "base": {**measured, "toxicity": 0.7},
             "tried": [
                 {"unit": "rank", "units": 3, "of": 40, "parameters": 350, "preference_kept": 0.91, "fall_kept": 0.95},
