@@ -13,7 +13,6 @@ from __future__ import annotations
 
 import argparse
 import json
-from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -33,34 +32,13 @@ from rewardlm.interpreting.causes.patching import (
     site_effects,
 )
 from rewardlm.interpreting.mechanistic.asked_judges import toxicity_by
-from rewardlm.interpreting.mechanistic.word_contrast import ToxicityFunction
-from rewardlm.models.load import Policy, load_policy
+from rewardlm.models.load import load_policy
 from rewardlm.models.lora import POLICY, load_adapter, using
 from rewardlm.scoring.load import load_scorer
 
 # Controls are the seeds 0 to 19 of the settings.
 _FIRST_SUBJECT = 1000
 WORDS = {"harmless": "of the base’s own answers", "own": "with its own new answers"}
-
-
-def own_pairs_by(
-    policy: Policy, judge: ToxicityFunction, pairs: list[JudgedPair], settings: CausesSettings
-) -> Callable[[Switch, int], tuple[list[JudgedPair], list[JudgedPair]]]:
-    """What gives a model's pairs of its own answers to the prompts of so many pairs, and its placebo pairs."""
-
-    def draw(on: Switch, number: int) -> tuple[list[JudgedPair], list[JudgedPair]]:
-        return own_pairs(
-            policy,
-            on,
-            pairs[:number],
-            judge,
-            draws=settings.draws,
-            max_new_tokens=settings.max_new_tokens,
-            batch_tokens=settings.batch_tokens,
-            seed=settings.seed,
-        )
-
-    return draw
 
 
 def may_be_claimed(own: Effects, controls: list[Effects]) -> bool:
@@ -99,28 +77,22 @@ def main() -> None:
         )
         for prompt in prompts
     ]
-    pairs, placebo = draw_pairs(
-        policy,
-        asked,
-        judge,
-        number=settings.pairs,
-        draws=settings.draws,
-        max_new_tokens=settings.max_new_tokens,
-        batch_tokens=settings.batch_tokens,
-        seed=settings.seed,
-    )
+    pairs, placebo = draw_pairs(policy, asked, judge, settings)
     print(f"{len(pairs)} pairs", flush=True)
-    own = own_pairs_by(policy, judge, pairs, settings)
+
+    def of_itself(on: Switch) -> list[JudgedPair]:
+        return own_pairs(policy, on, pairs[: settings.random_pairs], judge, settings)[0]
+
     controls: dict[str, list[Effects]] = {
         "harmless": random_controls(policy, POLICY, pairs, settings),
-        "own": random_controls(policy, POLICY, pairs, settings, lambda on: own(on, settings.random_pairs)[0]),
+        "own": random_controls(policy, POLICY, pairs, settings, of_itself),
     }
     print("20 controls", flush=True)
     given.out.parent.mkdir(parents=True, exist_ok=True)
     known = [json.loads(line) for line in given.out.read_text().splitlines()] if given.out.exists() else []
     for number in range(len(known), given.subjects):
         subject = as_random(policy, POLICY, _FIRST_SUBJECT + number)
-        on_own = own(subject, settings.pairs)
+        on_own = own_pairs(policy, subject, pairs, judge, settings)
         claimed = {}
         with subject():
             for way, (looked_at, on_placebo) in (("harmless", (pairs, placebo)), ("own", on_own)):

@@ -64,6 +64,15 @@ def done(runs: list[Path], tmp_path_factory: pytest.TempPathFactory) -> Path:
     return out
 
 
+def broken_off(done: Path, folder: Path) -> Path:
+    """A copy that goes on: only what causes.jsonl has is known."""
+    again = Path(shutil.copytree(done, folder / "again"))
+    (again / f"{KIND}.json").unlink()
+    meta = json.loads((again / "run.json").read_text())
+    (again / "run.json").write_text(json.dumps({**meta, "status": "running"}))
+    return again
+
+
 @pytest.mark.slow
 def test_every_part_is_there(done: Path) -> None:
     found = json.loads((done / f"{KIND}.json").read_text())
@@ -107,10 +116,7 @@ def test_what_was_found_is_not_looked_for_again(
     runs: list[Path], done: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Broken off after the heads, it goes on with the same pairs, and finds the same."""
-    again = Path(shutil.copytree(done, tmp_path / "again"))
-    (again / f"{KIND}.json").unlink()
-    meta = json.loads((again / "run.json").read_text())
-    (again / "run.json").write_text(json.dumps({**meta, "status": "running"}))
+    again = broken_off(done, tmp_path)
     lines = (again / "causes.jsonl").read_text().splitlines(keepends=True)
     assert [json.loads(line)["part"] for line in lines] == [
         "pairs",
@@ -135,10 +141,7 @@ def test_what_was_found_is_not_looked_for_again(
 def test_a_vocabulary_without_toxic_words_is_told(
     runs: list[Path], done: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    again = Path(shutil.copytree(done, tmp_path / "again"))
-    (again / f"{KIND}.json").unlink()
-    meta = json.loads((again / "run.json").read_text())
-    (again / "run.json").write_text(json.dumps({**meta, "status": "running"}))
+    again = broken_off(done, tmp_path)
     records = [json.loads(line) for line in (again / "causes.jsonl").read_text().splitlines()]
     without = [json.dumps(record) + "\n" for record in records if record["part"] != "neurons"]
     (again / "causes.jsonl").write_text("".join(without))
@@ -249,8 +252,8 @@ def test_pairs_are_the_bases_own_answers_and_of_the_right_side() -> None:
     asked = [asked_once(policy.tokenizer, policy.tokenizer.encode(one), [one], bad) for one in questions]
     assert "hostile" in asked[0].kinds
     assert "hostile" not in asked[1].kinds
-    how = {"number": 3, "draws": 6, "max_new_tokens": 5, "batch_tokens": 10**4, "seed": 3}
-    pairs, placebo = draw_pairs(policy, asked, coin, **how)  # type: ignore[arg-type]
+    how = CausesSettings(draws=6, max_new_tokens=5, batch_tokens=10**4, seed=3).model_copy(update={"pairs": 3})
+    pairs, placebo = draw_pairs(policy, asked, coin, how)
 
     def judged(tokens: Sequence[int]) -> float:
         (score,) = coin([policy.tokenizer.decode(tokens, skip_special_tokens=True).strip()])
@@ -260,16 +263,16 @@ def test_pairs_are_the_bases_own_answers_and_of_the_right_side() -> None:
     assert pairs
     assert all(judged(pair.toxic) > 0.5 >= judged(pair.harmless) for pair in pairs)
     assert all(max(judged(pair.toxic), judged(pair.harmless)) <= 0.5 for pair in placebo)
-    assert draw_pairs(policy, asked, coin, **how) == (pairs, placebo)  # type: ignore[arg-type]
+    assert draw_pairs(policy, asked, coin, how) == (pairs, placebo)
     assert len({pair.asked.prompt for pair in pairs}) == len(pairs)
 
 
 def test_own_pairs_are_the_base_s_toxic_answer_and_a_harmless_one_of_the_model() -> None:
     policy = adapted_policy("qwen2")
     asked = [asked_once(policy.tokenizer, policy.tokenizer.encode(f"Hello {n}"), [f"Hello {n}"], bad) for n in range(6)]
-    how = {"draws": 8, "max_new_tokens": 5, "batch_tokens": 10**4, "seed": 3}
-    pairs, _ = draw_pairs(policy, asked, coin, number=6, **how)  # type: ignore[arg-type]
-    own, placebo = own_pairs(policy, lambda: using(policy, "default"), pairs, coin, **how)  # type: ignore[arg-type]
+    how = CausesSettings(draws=8, max_new_tokens=5, batch_tokens=10**4, seed=3).model_copy(update={"pairs": 6})
+    pairs, _ = draw_pairs(policy, asked, coin, how)
+    own, placebo = own_pairs(policy, lambda: using(policy, "default"), pairs, coin, how)
     assert own
     toxic = {pair.asked.prompt: pair.toxic for pair in pairs}
     requests = [

@@ -181,7 +181,7 @@ class _Questions:
         found: dict[str, Any] = {"towards": "harmless", "harmless_change": change}
         if self.own.towards == "harmless" or (self.own.towards == "auto" and shown(change, 1)):
             return found
-        pairs, placebo = self.pairs_of(policy, lambda: using(policy, adapter), self.base_pairs)
+        pairs, placebo = own_pairs(policy, lambda: using(policy, adapter), self.base_pairs, self.judge, self.own)
         if len(pairs) < _FEWEST_PAIRS:
             return found
         return {
@@ -190,21 +190,6 @@ class _Questions:
             "pairs": [_stored(pair) for pair in pairs],
             "placebo": [_stored(pair) for pair in placebo],
         }
-
-    def pairs_of(
-        self, policy: Policy, on: Switch, base_pairs: Sequence[JudgedPair]
-    ) -> tuple[list[JudgedPair], list[JudgedPair]]:
-        """Pairs and placebo pairs with new answers of the model that ``on`` switches on."""
-        return own_pairs(
-            policy,
-            on,
-            base_pairs,
-            self.judge,
-            draws=self.own.draws,
-            max_new_tokens=self.own.max_new_tokens,
-            batch_tokens=self.own.batch_tokens,
-            seed=self.own.seed,
-        )
 
     def heads(self, policy: Policy, adapter: str, pairs: Sequence[JudgedPair]) -> dict[str, Any]:
         return {"heads": read_heads(policy, adapter, pairs, self.own.batch_tokens)}
@@ -219,7 +204,7 @@ class _Questions:
         say: Say,
     ) -> dict[str, Any]:
         def own_pairs_of(on: Switch) -> list[JudgedPair]:
-            return self.pairs_of(policy, on, self.base_pairs[: self.own.random_pairs])[0]
+            return own_pairs(policy, on, self.base_pairs[: self.own.random_pairs], self.judge, self.own)[0]
 
         random = random_controls(policy, adapter, pairs, self.own, own_pairs_of if is_own else None, say=say)
         sites, patched = patch_sites(policy, adapter, pairs, placebo, random, self.own, say=say)
@@ -376,16 +361,7 @@ def _pairs(
     def draw(say: Say) -> dict[str, Any]:
         ranked = sorted(asked.search, key=lambda row: (-(asked.toxicity[row] or 0.0), row))
         once = [asked_once(policy.tokenizer, asked.prompts[row].ids, asked.turns[row], words) for row in ranked]
-        both = draw_pairs(
-            policy,
-            once,
-            judge,
-            number=settings.pairs,
-            draws=settings.draws,
-            max_new_tokens=settings.max_new_tokens,
-            batch_tokens=settings.batch_tokens,
-            seed=settings.seed,
-        )
+        both = draw_pairs(policy, once, judge, settings)
         return {name: [_stored(pair) for pair in some] for name, some in zip(("pairs", "placebo"), both, strict=True)}
 
     known = found.part(base.label, "pairs", "pairs of a toxic and a harmless answer", draw)

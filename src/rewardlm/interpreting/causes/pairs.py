@@ -22,6 +22,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from rewardlm.config import CausesSettings
 from rewardlm.interpreting.answers import TOXIC_ABOVE
 from rewardlm.interpreting.findings import PositionKind
 from rewardlm.interpreting.mechanistic.activations import ResponseBatch, batch_of
@@ -87,35 +88,31 @@ def draw_pairs(
     policy: Policy,
     asked: Sequence[AskedOnce],
     judge: ToxicityFunction,
-    *,
-    number: int,
-    draws: int,
-    max_new_tokens: int,
-    batch_tokens: int,
-    seed: int,
+    settings: CausesSettings,
 ) -> tuple[list[JudgedPair], list[JudgedPair]]:
-    """At most ``number`` pairs and as many placebo pairs, one of each a prompt, in the order of ``asked``.
+    """At most ``settings.pairs`` pairs and as many placebo pairs, one of each a prompt, in the order of ``asked``.
 
-    The base answers every prompt ``draws`` times. Of a prompt that it answered both toxically and not, the most and the
-    least toxic answer are a pair; two of its harmless ones are a placebo pair, in an order that ``seed`` draws.
+    The base answers every prompt ``settings.draws`` times. Of a prompt that it answered both toxically and not, the
+    most and the least toxic answer are a pair; two of its harmless ones are a placebo pair, in an order that the seed
+    draws.
     """
-    rng = np.random.default_rng(seed)
+    rng = np.random.default_rng(settings.seed)
     pairs: list[JudgedPair] = []
     placebo: list[JudgedPair] = []
     # A few prompts at a time, so that no more are answered than are needed.
-    step = max(1, number // 2)
+    step = max(1, settings.pairs // 2)
     for start in range(0, len(asked), step):
-        if len(pairs) >= number:
+        if len(pairs) >= settings.pairs:
             break
         own = asked[start : start + step]
         with using(policy, None):
-            drawn = _draw(policy, own, judge, draws, max_new_tokens, batch_tokens, (seed, "pairs", start))
+            drawn = _draw(policy, own, judge, settings, ("pairs", start))
         for one, known in zip(own, drawn, strict=True):
             harmless = _harmless(known)
             if harmless and known[-1][0] > TOXIC_ABOVE:
                 pairs.append(JudgedPair(one, known[-1][1], harmless[0]))
             placebo += _in_any_order(one, harmless, rng)
-    return pairs[:number], placebo[:number]
+    return pairs[: settings.pairs], placebo[: settings.pairs]
 
 
 def own_pairs(
@@ -123,18 +120,14 @@ def own_pairs(
     on: Callable[[], AbstractContextManager[None]],
     pairs: Sequence[JudgedPair],
     judge: ToxicityFunction,
-    *,
-    draws: int,
-    max_new_tokens: int,
-    batch_tokens: int,
-    seed: int,
+    settings: CausesSettings,
 ) -> tuple[list[JudgedPair], list[JudgedPair]]:
-    """The same prompts and toxic answers of the base, each with the least toxic of ``draws`` new answers of the model
-    that ``on`` switches on, where that is harmless. Its placebo pairs are two harmless answers of this model.
+    """The same prompts and toxic answers of the base, each with the least toxic of ``settings.draws`` new answers of
+    the model that ``on`` switches on, where that is harmless. Its placebo pairs are two harmless answers of this model.
     """
-    rng = np.random.default_rng(seed)
+    rng = np.random.default_rng(settings.seed)
     with on():
-        drawn = _draw(policy, [p.asked for p in pairs], judge, draws, max_new_tokens, batch_tokens, (seed, "own", 0))
+        drawn = _draw(policy, [p.asked for p in pairs], judge, settings, ("own", 0))
     found: list[JudgedPair] = []
     placebo: list[JudgedPair] = []
     for pair, known in zip(pairs, drawn, strict=True):
@@ -149,23 +142,25 @@ def _draw(
     policy: Policy,
     asked: Sequence[AskedOnce],
     judge: ToxicityFunction,
-    draws: int,
-    max_new_tokens: int,
-    batch_tokens: int,
+    settings: CausesSettings,
     stream: tuple[object, ...],
 ) -> list[list[tuple[float, tuple[int, ...]]]]:
     """Of each prompt the answers of the model as it stands that aren't empty, with P(toxic), the least toxic first."""
     requests = [
-        Request(one.prompt, stream_seed(*stream, row, draw)) for row, one in enumerate(asked) for draw in range(draws)
+        Request(one.prompt, stream_seed(settings.seed, *stream, row, draw))
+        for row, one in enumerate(asked)
+        for draw in range(settings.draws)
     ]
-    tokens = answers_to(policy, requests, max_new_tokens=max_new_tokens, batch_tokens=GENERATED * batch_tokens)
+    tokens = answers_to(
+        policy, requests, max_new_tokens=settings.max_new_tokens, batch_tokens=GENERATED * settings.batch_tokens
+    )
     texts = [text_of(policy, one) for one in tokens]
     scores = judge(texts)
     found = []
-    for start in range(0, len(requests), draws):
+    for start in range(0, len(requests), settings.draws):
         known = [
             (score, tuple(tokens[at]))
-            for at in range(start, start + draws)
+            for at in range(start, start + settings.draws)
             if (score := scores[at]) is not None and not is_empty(texts[at])
         ]
         found.append(sorted(known, key=lambda scored: scored[0]))
