@@ -19,7 +19,7 @@ import numpy as np
 from page import write_between
 from prove_inside import PAGE, ends
 
-from rewardlm.config import CausesSettings, ModelSettings
+from rewardlm.config import CausesSettings, GenerationSettings, ModelSettings
 from rewardlm.data.prompts import load_prompts
 from rewardlm.interpreting.causes.pairs import JudgedPair, asked_once, draw_pairs, own_pairs
 from rewardlm.interpreting.causes.patching import (
@@ -62,7 +62,7 @@ def main() -> None:
     parser.add_argument("--write", action="store_true", help="put the table into docs/interpretation-inside.md")
     given = parser.parse_args()
     # Few sites are patched: those with the largest estimates, which alone can pass.
-    settings = CausesSettings(exact_sites=2)
+    settings = CausesSettings(exact_sites=2, generation=GenerationSettings(top_p=0.9))
     policy = load_policy(ModelSettings(model=given.model))
     load_adapter(policy, given.adapter)
     judge = toxicity_by(load_scorer(given.judge))

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
 import pytest
@@ -165,6 +165,47 @@ def test_the_smallest_adapter_is_what_was_planted(way: str, tmp_path: Path) -> N
     assert NEURON  # the neuron that ``undo`` turns over
 
 
+class Lucky:
+    """A judge to whom a part's first answers to any prompts are harmless, by luck; its later ones, and other models',
+    are judged as they are."""
+
+    def __init__(self, judge: Callable[[Sequence[str]], list[float | None]], prompts: int) -> None:
+        self.judge, self.prompts = judge, prompts
+        self.read = 0
+
+    def __call__(self, texts: Sequence[str]) -> list[float | None]:
+        self.read += 1
+        known = list(self.judge(texts))
+        # The base and the whole adapter twice; then parts, once each and once more where the first were harmless.
+        return [0.0 for _ in known] if self.read > 4 and self.read % 2 else known
+
+
+@pytest.mark.slow
+def test_a_part_isnt_chosen_by_one_lucky_draw(tmp_path: Path) -> None:
+    """What carries least is tried first, and every part answers harmlessly at first: once more it doesn't."""
+    model = planted()
+    # Turned around, so that the module which does it is ranked last.
+    pairs = [JudgedPair(pair.asked, pair.harmless, pair.toxic) for pair in judged_pairs(model)]
+    undo(model, "rewritten")
+    policy = model.policy
+    prompts = [PromptText(tuple(prompt), "a prompt") for prompt in model.prompts(40)[:20]]
+    judge = Lucky(model.judge, 10)
+    result = minimal_adapter(
+        policy, "default", pairs, prompts[:10], prompts[10:], judge, None,
+        CausesSettings(max_new_tokens=6, unit="module"), tmp_path / "adapter",
+    )  # fmt: skip
+    assert result.tried[0].units == 1
+    for one in result.tried:
+        assert one.fall_kept is not None
+        assert one.fall_kept >= 0.9
+        if not one.passed:
+            assert one.fall_kept_again is not None
+            assert one.fall_kept_again < 0.9
+    assert not result.tried[0].passed
+    config = json.loads((tmp_path / "adapter" / "adapter_config.json").read_text())
+    assert "model.layers.0.mlp.down_proj" in config["target_modules"]
+
+
 def test_nothing_to_keep_is_said(tmp_path: Path) -> None:
     model = planted()
     pairs = [
@@ -178,6 +219,6 @@ def test_nothing_to_keep_is_said(tmp_path: Path) -> None:
         tmp_path / "adapter",
     )  # fmt: skip
     assert result.reason is not None
-    assert "not shown to fall on the 10 prompts" in result.reason
+    assert "not shown to fall on the 10 prompts, 6 answers each" in result.reason
     assert result.adapter is None
     assert not (tmp_path / "adapter").exists()

@@ -62,8 +62,9 @@ def test_perplexity_is_the_bases_and_every_tokens(policy: Policy) -> None:
         [Condition("FT", "default", "plain")],
         PROMPTS,
         judge,
-        InsideSettings(max_new_tokens=5, batch_tokens=64),
-        sampling=GenerationSettings(temperature=0, min_new_tokens=5),
+        InsideSettings(
+            max_new_tokens=5, batch_tokens=64, generation=GenerationSettings(temperature=0, min_new_tokens=5)
+        ),
     )
     total, count = 0.0, 0
     for prompt in PROMPTS:

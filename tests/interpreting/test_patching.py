@@ -195,28 +195,46 @@ def test_patches_at_some_positions(family: str) -> None:
     assert not all(adds_up)
 
 
-def answers_of(policy: Policy, name: str | None, prompts: Sequence[Sequence[int]], seeds: list[int]) -> list[list[int]]:
+def answers_of(
+    policy: Policy, name: str | None, prompts: Sequence[Sequence[int]], seeds: list[int], sampling: GenerationSettings
+) -> list[list[int]]:
     requests = [Request(tuple(prompt), seed) for prompt, seed in zip(prompts, seeds, strict=True)]
     found: list[list[int]] = [[] for _ in prompts]
     with using(policy, name):
-        for answer in generate(policy, requests, max_new_tokens=12, sampling=GenerationSettings()):
+        for answer in generate(policy, requests, max_new_tokens=12, sampling=sampling):
             found[answer.index] = answer.tokens
     return found
 
 
+SAMPLINGS = {
+    "plain": GenerationSettings(),
+    "all": GenerationSettings(temperature=0.8, top_p=0.9, top_k=40, min_new_tokens=3, no_repeat_ngram_size=2),
+    "greedy": GenerationSettings(temperature=0, min_new_tokens=2),
+}
+
+
+@pytest.mark.parametrize("how", SAMPLINGS)
 @pytest.mark.parametrize("family", ["tiny", "gpt2", "gpt_neox", "bloom", "mistral_sliding", "opt"])
-def test_answers_under_a_patch(family: str) -> None:
+def test_answers_under_a_patch(family: str, how: str) -> None:
     """Without a patch they are the model's own; with all heads and MLPs of the other model, that one's."""
     policy = adapted_policy(family)
     prompts = [*PROMPTS, [5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15]]
     seeds = [11, 12, 13, 14]
     everything = [site for site in sites_of(policy.causal_lm) if site.kind != "stream"]
-    own = {name: answers_of(policy, name, prompts, seeds) for name in (None, "default")}
+    sampling = SAMPLINGS[how]
+    own = {name: answers_of(policy, name, prompts, seeds, sampling) for name in (None, "default")}
     assert own[None] != own["default"]
     for receiver, donor in ((None, "default"), ("default", None)):
         for sites, whose in (([], receiver), (everything, donor)):
             answers = answers_under_patch(
-                policy, prompts, receiver=receiver, donor=donor, sites=sites, max_new_tokens=12, seeds=seeds
+                policy,
+                prompts,
+                receiver=receiver,
+                donor=donor,
+                sites=sites,
+                max_new_tokens=12,
+                sampling=sampling,
+                seeds=seeds,
             )
             assert answers == own[whose]
 

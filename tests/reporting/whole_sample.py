@@ -232,8 +232,10 @@ def _causes() -> dict[str, Any]:
             "change_from_whole": {**interval(0.01, -0.05, 0.07, 24), "p_value": 0.7},
             "whole": measured, "base": {**measured, "toxicity": 0.7},
             "tried": [
-                {"unit": "rank", "units": 3, "of": 40, "parameters": 350, "preference_kept": 0.91, "fall_kept": 0.95},
-                {"unit": "layer", "units": 1, "of": 2, "parameters": 900, "preference_kept": 0.97, "fall_kept": None},
+                {"unit": "rank", "units": 3, "of": 40, "parameters": 350, "preference_kept": 0.91, "fall_kept": 0.95,
+                 "fall_kept_again": 0.93, "passed": True},
+                {"unit": "layer", "units": 1, "of": 2, "parameters": 900, "preference_kept": 0.97, "fall_kept": None,
+                 "fall_kept_again": None, "passed": False},
             ],
         },
     }  # fmt: skip

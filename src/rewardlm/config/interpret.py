@@ -8,6 +8,7 @@ from typing import Annotated, Literal
 from pydantic import Field, field_validator, model_validator
 
 from rewardlm.config.fields import Device, Dtype, Flag, Seed
+from rewardlm.config.model import GenerationSettings
 from rewardlm.config.section import Section
 
 METHODS = ("input_x_gradient", "integrated_gradients", "occlusion")
@@ -82,6 +83,9 @@ class InsideSettings(Section):
         "leaves these tests out.",
     )
     max_new_tokens: int = Field(24, ge=1, description="Longest of these answers, in tokens.")
+    generation: GenerationSettings = Field(
+        GenerationSettings(), description="How they are sampled; by default as the baseline's run sampled its own."
+    )
     scales: list[float] = Field([0.0, 0.5, 1.0, 1.5], description="What the adapter is multiplied by.")
     layer_groups: int = Field(
         5,
@@ -141,8 +145,13 @@ class CausesSettings(Section):
         ge=10,
         description="Prompts on which the smallest adapter is chosen, and as many others that it is tried on.",
     )
-    samples: int = Field(3, ge=1, description="Answers to each of these prompts.")
+    samples: int = Field(
+        3, ge=1, description="Answers to each of these prompts; as many again where a part kept enough in the first."
+    )
     max_new_tokens: int = Field(24, ge=1, description="Longest of all these answers, in tokens.")
+    generation: GenerationSettings = Field(
+        GenerationSettings(), description="How they are sampled; by default as the baseline's run sampled its own."
+    )
     batch_tokens: int = Field(
         1024, ge=1, description="Positions that are read side by side; four times as many are generated."
     )

@@ -828,8 +828,10 @@ class MeasuredPart(Stored):
 
 class TriedPart(Stored):
     """A part of the adapter that was tried: so many of its ``of`` units, best first, ``parameters`` numbers in all.
-    ``preference_kept`` is its share in the rise of preference, ``fall_kept`` in the fall of toxicity of new answers,
-    None where none were asked for."""
+    ``preference_kept`` is its share in the rise of preference, ``fall_kept`` in the fall of toxicity, by its first
+    answers; ``fall_kept_again`` by new ones, None where the first kept too little. Both are None where no answer has a
+    score. ``passed``: both kept enough, and together they were shown to be less toxic than the base's; None in
+    interpretations from before parts had to."""
 
     unit: UnitKind
     units: int
@@ -837,6 +839,8 @@ class TriedPart(Stored):
     parameters: int
     preference_kept: float
     fall_kept: float | None
+    fall_kept_again: float | None = None
+    passed: bool | None = None
 
 
 class MinimalAdapter(Stored):

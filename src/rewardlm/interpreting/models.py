@@ -11,12 +11,19 @@ import contextlib
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor
 
-from rewardlm.config import InterpretSettings, ModelSettings, validate
+from rewardlm.config import (
+    CausesSettings,
+    GenerationSettings,
+    InsideSettings,
+    InterpretSettings,
+    ModelSettings,
+    validate,
+)
 from rewardlm.errors import ModelError, RunError
 from rewardlm.interpreting.treatments import found_in, left_out, treatment_of
 from rewardlm.models.load import Policy, hash_weights, load_policy, resolve_device
@@ -29,6 +36,7 @@ from rewardlm.steering.load import load_steering
 from rewardlm.steering.steered import Steered, Steering
 
 _PRECISIONS = (torch.float32, torch.bfloat16, torch.float16)
+Answering = TypeVar("Answering", InsideSettings, CausesSettings)
 
 
 @dataclass(frozen=True)
@@ -109,6 +117,12 @@ def _as_found(model: Any) -> Iterator[None]:
             module.training = mode
         for parameter, wanted in trainable:
             parameter.requires_grad_(wanted)
+
+
+def as_measured(settings: Answering, run: Run) -> Answering:
+    """These settings with answers drawn as the run's were, but for what they say of it themselves."""
+    own = {**run.setting("generation", dict[str, Any]), **settings.generation.model_dump(exclude_unset=True)}
+    return settings.model_copy(update={"generation": validate(GenerationSettings, own)})
 
 
 def readers_of(run_models: Sequence[RunModel], part: str) -> list[int]:

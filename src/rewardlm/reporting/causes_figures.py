@@ -171,7 +171,8 @@ def groups_figure(rows: Sequence[tuple[str, NeuronGroup]]) -> dict[str, Any]:
 
 
 def tried_figure(tried: Sequence[TriedPart], keep: float, of: int) -> dict[str, Any]:
-    """What was tried in the search for the smallest adapter: numbers kept and share of the fall kept."""
+    """What was tried in the search for the smallest adapter: numbers kept and share of the fall kept by the first
+    answers. Full marks passed, by new answers, too."""
     traces = []
     for number, unit in enumerate(dict.fromkeys(one.unit for one in tried)):
         own = sorted((one for one in tried if one.unit == unit), key=lambda one: one.parameters)
@@ -182,10 +183,10 @@ def tried_figure(tried: Sequence[TriedPart], keep: float, of: int) -> dict[str, 
                 "name": f"by {unit}",
                 "x": [100 * one.parameters / of for one in own],
                 "y": [None if one.fall_kept is None else 100 * one.fall_kept for one in own],
-                "customdata": [f"{one.units} of {one.of}" for one in own],
+                "customdata": [_tried_note(one) for one in own],
                 "line": {"color": COLOURS[number % len(COLOURS)], "width": 2},
-                "marker": {"size": 8},
-                "hovertemplate": f"%{{customdata}} by {unit}: %{{y:.0f}} % of the fall<extra></extra>",
+                "marker": {"size": 9, "symbol": ["circle-open" if one.passed is False else "circle" for one in own]},
+                "hovertemplate": "%{customdata}<extra></extra>",
             }
         )
     most = max((100 * one.parameters / of for one in tried), default=100.0)
@@ -201,3 +202,11 @@ def tried_figure(tried: Sequence[TriedPart], keep: float, of: int) -> dict[str, 
         }
     )
     return {"data": traces, "layout": curve_layout("numbers of the adapter that are kept, %", "fall that is kept, %")}
+
+
+def _tried_note(one: TriedPart) -> str:
+    """What a part kept, in words."""
+    first = "not known" if one.fall_kept is None else f"{100 * one.fall_kept:.0f} % of the fall"
+    again = "" if one.fall_kept_again is None else f", by new answers {100 * one.fall_kept_again:.0f} %"
+    said = {True: "; passed", False: "; not enough", None: ""}[one.passed]
+    return f"{one.units} of {one.of} by {one.unit}: {first}{again}{said}"

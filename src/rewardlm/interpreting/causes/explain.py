@@ -37,7 +37,7 @@ from rewardlm.interpreting.intervals import shown
 from rewardlm.interpreting.mechanistic.asked_judges import judge_of, toxicity_by
 from rewardlm.interpreting.mechanistic.value_vectors import ChosenVectors, choose_value_vectors
 from rewardlm.interpreting.mechanistic.word_contrast import ToxicityFunction, contrast_for
-from rewardlm.interpreting.models import RunModel
+from rewardlm.interpreting.models import RunModel, as_measured
 from rewardlm.interpreting.word_shares import pieces
 from rewardlm.measuring.measured import Measured
 from rewardlm.measuring.similarity import load_embedder, similarities
@@ -101,7 +101,7 @@ def explain_runs(
         architecture_of(base.policy.causal_lm)
     except ModelError as error:
         return {}, [f"Parts of the adapters were not looked for: {error}."]
-    own = settings.causes
+    own = as_measured(settings.causes, base.run)
     if "seed" not in own.model_fields_set:
         own = own.model_copy(update={"seed": settings.seed})
     judge, notes = judge_of(sample.scorer, str(base.policy.device))

@@ -7,11 +7,14 @@ The search, in each kind of unit (layers, modules, heads, ranks):
 2. The fewest units, from the first on, that keep ``keep`` of the rise are found by bisection: a pass over the pairs a
    step.
 3. Kinds are tried from the smallest such part on: the base answers ``prompts`` prompts with this part on, ``samples``
-   times each, and a judge reads the answers. If less than ``keep`` of the fall of toxicity is there, the part grows by
-   half; if more, it shrinks by a third. The smallest part that passed is taken.
+   times each, and a judge reads the answers. If ``keep`` of the fall of toxicity is there, the prompts are answered as
+   often again. A part passes if its new answers keep as much, too, and all of its answers together were shown to be
+   less toxic than the base's. A part that doesn't pass grows by half, one that does shrinks by a third. The smallest
+   part that passed is taken.
 
-What is chosen on some prompts looks better there than it is. So the part, the whole adapter and the base then answer as
-many other prompts.
+Of many parts that are tried, some have harmless answers by luck, and a search for the smallest finds these. New answers
+don't know of that luck. Still, what is chosen on some prompts looks better there than it is. So the part, the whole
+adapter and the base then answer as many other prompts.
 """
 
 from __future__ import annotations
@@ -20,6 +23,7 @@ import math
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 
 import numpy as np
@@ -33,7 +37,14 @@ from rewardlm.interpreting.causes.neurons import share_of_change
 from rewardlm.interpreting.causes.pairs import GENERATED, JudgedPair, pair_batches
 from rewardlm.interpreting.causes.parts import UNIT_KINDS, AdapterParts, Unit
 from rewardlm.interpreting.causes.patching import Say
-from rewardlm.interpreting.findings import MeasuredPart, MinimalAdapter, ShareOfChange, TriedPart, UnitKind
+from rewardlm.interpreting.findings import (
+    Estimate,
+    MeasuredPart,
+    MinimalAdapter,
+    ShareOfChange,
+    TriedPart,
+    UnitKind,
+)
 from rewardlm.interpreting.intervals import change_between, shown
 from rewardlm.interpreting.mechanistic.adapter_effects import mean_logprob
 from rewardlm.interpreting.mechanistic.interventions import answers_to, text_of
@@ -110,12 +121,15 @@ def minimal_adapter(
     except ModelError as error:
         return refused(str(error), 0)
     tell("the base's and the whole adapter's answers")
-    base = _answers(policy, using(policy, None), choose_on, judge, settings)
-    whole = _answers(policy, using(policy, adapter), choose_on, judge, settings)
-    fall = change_between(base.by_prompt, whole.by_prompt, n_resamples=_RESAMPLES, seed=settings.seed)
-    if not shown(fall, -1):
+
+    def twice(on: Callable[[], AbstractContextManager[None]]) -> _Twice:
+        return _Twice(lambda draw: _answers(policy, on(), choose_on, judge, settings, draw))
+
+    base, whole = twice(lambda: using(policy, None)), twice(lambda: using(policy, adapter))
+    change = _change(base.together, whole.together, settings)
+    if change is None or not shown(change, -1):
         return refused(
-            f"toxicity was not shown to fall on the {len(choose_on)} prompts, {settings.samples} answers each, so "
+            f"toxicity was not shown to fall on the {len(choose_on)} prompts, {2 * settings.samples} answers each, so "
             "there is nothing to keep of it",
             parts.parameters,
         )
@@ -126,9 +140,8 @@ def minimal_adapter(
     kinds: Sequence[UnitKind] = UNIT_KINDS if settings.unit == "auto" else (settings.unit,)
     starts = sorted((search.start(kind) for kind in kinds), key=lambda start: start.parameters)
 
-    def judged(units: Sequence[Unit]) -> float | None:
-        found = _answers(policy, parts.on(units), choose_on, judge, settings)
-        return _kept(base.by_prompt, whole.by_prompt, found.by_prompt)
+    def judged(units: Sequence[Unit]) -> Judged:
+        return _judged(base, twice(lambda: parts.on(units)), -change.mean, settings)
 
     best = search.smallest(starts, judged)
     numbers = parts.write(best.units, folder)
@@ -159,13 +172,61 @@ def minimal_adapter(
         parts=[unit.name for unit in best.units[:50]],
         **facts["part"].model_dump(),
         fall_kept=_share_of_fall(toxicity["base"], toxicity["whole"], toxicity["part"]),
-        change_from_whole=change_between(
-            toxicity["whole"], toxicity["part"], n_resamples=_RESAMPLES, seed=settings.seed
-        ),
+        change_from_whole=_change(toxicity["whole"], toxicity["part"], settings),
         whole=facts["whole"],
         base=facts["base"],
         tried=search.tried,
     )
+
+
+@dataclass(frozen=True)
+class Judged:
+    """A part's share of the whole adapter's fall of toxicity: in its first answers, and in new ones to the same prompts
+    (None where the first kept too little, or the share isn't known)."""
+
+    kept: float | None
+    again: float | None
+    passed: bool
+
+
+class _Twice:
+    """A model's answers to the prompts on which parts are chosen, drawn when they are asked for: P(toxic) by prompt."""
+
+    def __init__(self, draw: Callable[[int], Answered]) -> None:
+        self._draw = draw
+
+    @cached_property
+    def first(self) -> list[float | None]:
+        return self._draw(0).by_prompt
+
+    @cached_property
+    def again(self) -> list[float | None]:
+        return self._draw(1).by_prompt
+
+    @property
+    def together(self) -> list[float | None]:
+        """Means of both, None where one isn't known."""
+        both = zip(self.first, self.again, strict=True)
+        return [None if one is None or other is None else (one + other) / 2 for one, other in both]
+
+
+def _judged(base: _Twice, part: _Twice, fall: float, settings: CausesSettings) -> Judged:
+    """Answers of one draw are compared with the base's of the same; ``fall`` is the whole adapter's, over both."""
+
+    def kept(was: Sequence[float | None], now: Sequence[float | None]) -> float | None:
+        falls = [a - b for a, b in zip(was, now, strict=True) if a is not None and b is not None]
+        return float(np.mean(falls)) / fall if falls else None
+
+    first = kept(base.first, part.first)
+    if first is None or first < settings.keep:
+        return Judged(first, None, passed=False)
+    again = kept(base.again, part.again)
+    less_toxic = shown(_change(base.together, part.together, settings), -1)
+    return Judged(first, again, passed=again is not None and again >= settings.keep and less_toxic)
+
+
+def _change(was: Sequence[float | None], now: Sequence[float | None], settings: CausesSettings) -> Estimate | None:
+    return change_between(was, now, n_resamples=_RESAMPLES, seed=settings.seed)
 
 
 @dataclass(frozen=True)
@@ -210,7 +271,7 @@ class _Search:
                 low = middle + 1
         return self._part(kind, ranked, low)
 
-    def smallest(self, starts: Sequence[_Part], judged: Callable[[Sequence[Unit]], float | None]) -> _Part:
+    def smallest(self, starts: Sequence[_Part], judged: Callable[[Sequence[Unit]], Judged]) -> _Part:
         """The smallest part that keeps enough of the fall, by judged answers: see the head of this file."""
         best: _Part | None = None
         for part in starts:
@@ -235,9 +296,9 @@ class _Search:
             best = self._part(everything.kind, everything.ranked, len(everything.ranked))
         return best
 
-    def _passes(self, part: _Part, judged: Callable[[Sequence[Unit]], float | None]) -> bool:
+    def _passes(self, part: _Part, judged: Callable[[Sequence[Unit]], Judged]) -> bool:
         self.tell(f"answers with {part.number} of {len(part.ranked)} by {part.kind}")
-        kept = judged(part.units)
+        found = judged(part.units)
         self.tried.append(
             TriedPart(
                 unit=part.kind,
@@ -245,10 +306,12 @@ class _Search:
                 of=len(part.ranked),
                 parameters=part.parameters,
                 preference_kept=self._kept(part.units),
-                fall_kept=kept,
+                fall_kept=found.kept,
+                fall_kept_again=found.again,
+                passed=found.passed,
             )
         )
-        return kept is not None and kept >= self.settings.keep
+        return found.passed
 
     def _part(self, kind: UnitKind, ranked: list[Unit], number: int) -> _Part:
         return _Part(kind, ranked, number, self.parts.numbers(ranked[:number]))
@@ -281,16 +344,21 @@ def _answers(
     prompts: Sequence[PromptText],
     judge: ToxicityFunction,
     settings: CausesSettings,
+    draw: int = 0,
 ) -> Answered:
-    """``samples`` answers to each prompt, from the same random streams for all models."""
+    """``samples`` answers to each prompt, from the same random streams for all models. Another ``draw`` gives others."""
     requests = [
-        Request(prompt.ids, stream_seed(settings.seed, "minimal", row, sample))
+        Request(prompt.ids, stream_seed(settings.seed, "minimal", draw, row, sample))
         for row, prompt in enumerate(prompts)
         for sample in range(settings.samples)
     ]
     with on:
         tokens = answers_to(
-            policy, requests, max_new_tokens=settings.max_new_tokens, batch_tokens=GENERATED * settings.batch_tokens
+            policy,
+            requests,
+            max_new_tokens=settings.max_new_tokens,
+            batch_tokens=GENERATED * settings.batch_tokens,
+            sampling=settings.generation,
         )
     texts = [text_of(policy, one) for one in tokens]
     return Answered(tokens, texts, list(judge(texts)), settings.samples)
@@ -332,12 +400,6 @@ def _logprobs(
     """Of all answers' tokens under the model as it stands, Float[N]."""
     rows = row_stats(policy.causal_lm, [prompt.ids for prompt in prompts], answers, batch_tokens)
     return torch.cat([row.logprobs for row in rows]).double()
-
-
-def _kept(base: Sequence[float | None], whole: Sequence[float | None], part: Sequence[float | None]) -> float | None:
-    """The part's fall of toxicity by the whole's, over answers that all three have a score of."""
-    falls = _falls(base, whole, part)
-    return None if falls is None or falls[0].mean() <= 0 else float(falls[1].mean() / falls[0].mean())
 
 
 def _share_of_fall(

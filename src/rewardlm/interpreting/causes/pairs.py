@@ -152,7 +152,11 @@ def _draw(
         for draw in range(settings.draws)
     ]
     tokens = answers_to(
-        policy, requests, max_new_tokens=settings.max_new_tokens, batch_tokens=GENERATED * settings.batch_tokens
+        policy,
+        requests,
+        max_new_tokens=settings.max_new_tokens,
+        batch_tokens=GENERATED * settings.batch_tokens,
+        sampling=settings.generation,
     )
     texts = [text_of(policy, one) for one in tokens]
     scores = judge(texts)

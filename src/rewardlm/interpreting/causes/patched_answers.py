@@ -39,6 +39,7 @@ def answers_under_patch(
     donor: str | None,
     sites: Sequence[Site],
     max_new_tokens: int,
+    sampling: GenerationSettings,
     seeds: Sequence[int],
 ) -> list[list[int]]:
     """Token ids of the ``receiver``'s answers, with the ``donor``'s values at ``sites`` (heads and MLPs).
@@ -58,7 +59,7 @@ def answers_under_patch(
     uniforms = torch.from_numpy(np.stack([np.random.default_rng(seed).random(max_new_tokens) for seed in seeds]))
     uniforms = uniforms.to(device)
     ends = torch.tensor(sorted(policy.end_ids), dtype=torch.long, device=device)
-    sampler = Sampler(GenerationSettings(), ends, entropy=False)
+    sampler = Sampler(sampling, ends, entropy=False)
     outs = {}
     for name in {receiver, donor}:
         with using(policy, name):
@@ -75,7 +76,10 @@ def answers_under_patch(
                     theirs.out = outs[donor]
             with using(policy, receiver), patched(arch, Patch.of(theirs, sites), outs[receiver]):
                 states = trunk_states(arch.body, tokens, mask, positions, caches["receiver"])
-            chosen: Tensor = sampler.draw(arch.head(states[:, -1]).float(), uniforms[:, step]).tokens
+            logits = arch.head(states[:, -1]).float()
+            so_far = [[*prompt, *answer] for prompt, answer in zip(prompts, answers, strict=True)]
+            barred = sampler.barred(logits, [step] * len(answers), so_far)
+            chosen: Tensor = sampler.draw(logits, uniforms[:, step], barred).tokens
         for row, token in enumerate(chosen.tolist()):
             if live[row]:
                 answers[row].append(token)
@@ -115,6 +119,7 @@ def judge_patched(
                 donor=donor,
                 sites=chosen,
                 max_new_tokens=settings.max_new_tokens,
+                sampling=settings.generation,
                 seeds=seeds,
             )
             scores = list(judge([text_of(policy, answer) for answer in answers]))

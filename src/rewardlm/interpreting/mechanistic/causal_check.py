@@ -14,7 +14,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from rewardlm.config import GenerationSettings, InsideSettings
+from rewardlm.config import InsideSettings
 from rewardlm.interpreting.answers import TOXIC_ABOVE, ModelAnswers, most_toxic_and_others
 from rewardlm.interpreting.findings import CausalCheck, CausalRow, Estimate
 from rewardlm.interpreting.intervals import adjust, change_between
@@ -53,7 +53,6 @@ def try_conditions(
     judge: ToxicityFunction,
     settings: InsideSettings,
     *,
-    sampling: GenerationSettings | None = None,
     perplexity: bool = True,
     report: Callable[[int, int], None] | None = None,
 ) -> list[Outcome]:
@@ -61,7 +60,7 @@ def try_conditions(
     answers = []
     for number, condition in enumerate(conditions):
         with applied(policy, condition):
-            answers.append(sample_answers(policy, prompts, "causal", settings, sampling))
+            answers.append(sample_answers(policy, prompts, "causal", settings))
         if report is not None:
             report(number + 1, len(conditions))
     texts = [[text_of(policy, answer) for answer in row] for row in answers]

@@ -35,7 +35,7 @@ from rewardlm.interpreting.mechanistic.value_vectors import choose_value_vectors
 from rewardlm.interpreting.mechanistic.vector_ablation import ablate_vectors
 from rewardlm.interpreting.mechanistic.verdicts import claims, verdict_of
 from rewardlm.interpreting.mechanistic.word_contrast import Contrast, ToxicityFunction, contrast_for
-from rewardlm.interpreting.models import RunModel
+from rewardlm.interpreting.models import RunModel, as_measured
 from rewardlm.measuring.measured import Measured
 from rewardlm.models.architecture import architecture_of
 from rewardlm.models.load import Policy
@@ -83,7 +83,7 @@ def examine_runs(
     ]
     judge, more = judge_of(sample.scorer, str(base.policy.device))
     own = settings.inside
-    chosen = own.model_copy(
+    chosen = as_measured(own, base.run).model_copy(
         update={name: getattr(settings, name) for name in ("seed", "n_resamples") if name not in own.model_fields_set}
     )
     answers = {(answer.pair, answer.author): answer for answer in sample.answers}

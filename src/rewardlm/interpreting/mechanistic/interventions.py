@@ -177,7 +177,6 @@ def sample_answers(
     prompts: Sequence[Sequence[int]],
     stream: str,
     settings: InsideSettings,
-    sampling: GenerationSettings | None = None,
 ) -> list[list[int]]:
     """Token ids of an answer to each prompt, by the model as it stands. Random streams depend on the seed, ``stream``
     and the row alone, so that answers under different interventions differ by these."""
@@ -187,7 +186,7 @@ def sample_answers(
         requests,
         max_new_tokens=settings.max_new_tokens,
         batch_tokens=settings.batch_tokens,
-        sampling=sampling,
+        sampling=settings.generation,
     )
 
 
@@ -197,7 +196,7 @@ def answers_to(
     *,
     max_new_tokens: int,
     batch_tokens: int,
-    sampling: GenerationSettings | None = None,
+    sampling: GenerationSettings,
 ) -> list[list[int]]:
     """Token ids of the answer to each request, by the model as it stands."""
     answers: list[list[int]] = [[] for _ in requests]
@@ -205,7 +204,7 @@ def answers_to(
         policy,
         requests,
         max_new_tokens=max_new_tokens,
-        sampling=sampling or GenerationSettings(),
+        sampling=sampling,
         batch_tokens=batch_tokens,
     ):
         answers[answer.index] = answer.tokens
