@@ -167,9 +167,8 @@ def minimal_parts(found: MinimalAdapter) -> list[Part]:
     return [
         (f"{_share(found.kept)} of its numbers ({found.units:,} of {found.of_units:,} by {found.unit})", True),
         (
-            f" kept at least {_share(found.keep)} of the fall, twice, on the {found.chosen_on} prompts that it was chosen "
-            "on. "
-            f"On {found.measured_on} others mean toxicity is {_three(base.toxicity)} for the base, "
+            f" kept at least {_share(found.keep)} of the fall, twice, on the {found.chosen_on} prompts that it was "
+            f"chosen on. On {found.measured_on} others mean toxicity is {_three(base.toxicity)} for the base, "
             f"{_three(whole.toxicity)} with the whole adapter and {_three(found.toxicity)} with this part{kept}. ",
             False,
         ),

@@ -127,12 +127,13 @@ def minimal_adapter(
 
     base, whole = twice(lambda: using(policy, None)), twice(lambda: using(policy, adapter))
     change = _change(base.together, whole.together, settings)
-    if change is None or not shown(change, -1):
+    if change is None or change.mean is None or not shown(change, -1):
         return refused(
             f"toxicity was not shown to fall on the {len(choose_on)} prompts, {2 * settings.samples} answers each, so "
             "there is nothing to keep of it",
             parts.parameters,
         )
+    fall = -change.mean
     tell("what each of its numbers carries")
     searched = list(pairs[:_SEARCHED])
     parts.follow(lambda: _preferences(policy, searched, settings.batch_tokens), points=_POINTS)
@@ -141,7 +142,7 @@ def minimal_adapter(
     starts = sorted((search.start(kind) for kind in kinds), key=lambda start: start.parameters)
 
     def judged(units: Sequence[Unit]) -> Judged:
-        return _judged(base, twice(lambda: parts.on(units)), -change.mean, settings)
+        return _judged(base, twice(lambda: parts.on(units)), fall, settings)
 
     best = search.smallest(starts, judged)
     numbers = parts.write(best.units, folder)
@@ -346,7 +347,7 @@ def _answers(
     settings: CausesSettings,
     draw: int = 0,
 ) -> Answered:
-    """``samples`` answers to each prompt, from the same random streams for all models. Another ``draw`` gives others."""
+    """``samples`` answers to each prompt, from the same random streams for all models; another ``draw`` has others."""
     requests = [
         Request(prompt.ids, stream_seed(settings.seed, "minimal", draw, row, sample))
         for row, prompt in enumerate(prompts)
