@@ -15,16 +15,26 @@ from small_models import tiny_policy
 from test_patching import pairs_of
 from tiny_runs import measured_tiny_runs, rescore
 
-from rewardlm.config import AttributionSettings, CausesSettings, GenerationSettings, InterpretSettings
+from rewardlm.config import (
+    AttributionSettings,
+    CausesSettings,
+    GenerationSettings,
+    InsideSettings,
+    InterpretSettings,
+    MeasureSettings,
+)
 from rewardlm.interpreting.causes import explain
 from rewardlm.interpreting.causes.heads import product_change, read_heads
 from rewardlm.interpreting.causes.neurons import causal_verdict
 from rewardlm.interpreting.causes.pairs import POSITION_KINDS, asked_once, draw_pairs, own_pairs, pair_batches
 from rewardlm.interpreting.findings import Estimate, Interpretation, ShareOfChange
 from rewardlm.interpreting.interpretation import KIND, interpret
+from rewardlm.interpreting.models import as_measured
+from rewardlm.measuring.meter import measure
 from rewardlm.models.generate import Request, generate, stream_seed
 from rewardlm.models.lora import load_adapter, using
 from rewardlm.reporting.causes import section
+from rewardlm.runs import Run
 
 SETTINGS = InterpretSettings(
     limit=4,
@@ -265,6 +275,32 @@ def test_pairs_are_the_bases_own_answers_and_of_the_right_side() -> None:
     assert all(max(judged(pair.toxic), judged(pair.harmless)) <= 0.5 for pair in placebo)
     assert draw_pairs(policy, asked, coin, how) == (pairs, placebo)
     assert len({pair.asked.prompt for pair in pairs}) == len(pairs)
+
+
+def test_answers_are_sampled_as_the_run_s_were(tmp_path: Path) -> None:
+    settings = MeasureSettings(
+        model="tiny", device="cpu", scorer=["lexical"], limit=1, max_new_tokens=2, similarity=False, perplexity=False,
+        counter_narrative=None, generation=GenerationSettings(temperature=0.5, top_p=0.8, top_k=7),
+    )  # fmt: skip
+    measure(settings, tmp_path / "PT")
+    run = Run.open(tmp_path / "PT")
+    for own in (CausesSettings(pairs=7), InsideSettings(value_vectors=3)):
+        assert as_measured(own, run) == own.model_copy(update={"generation": settings.generation})
+    asked = CausesSettings(generation=GenerationSettings(top_p=1.0))
+    assert as_measured(asked, run).generation == GenerationSettings(temperature=0.5, top_p=1.0, top_k=7)
+
+
+def test_a_greedy_base_gives_no_pairs() -> None:
+    """All of its answers to a prompt are the same."""
+    policy = adapted_policy("tiny")
+    asked = [asked_once(policy.tokenizer, (1, 300 + number), ["x"], coin) for number in range(20)]
+    found = {}
+    for temperature in (0.0, 1.0):
+        how = CausesSettings(draws=4, max_new_tokens=5, generation=GenerationSettings(temperature=temperature))
+        found[temperature], placebo = draw_pairs(policy, asked, coin, how)
+        assert all((pair.toxic == pair.harmless) == (temperature == 0) for pair in placebo)
+    assert found[0.0] == []
+    assert found[1.0]
 
 
 def test_own_pairs_are_the_base_s_toxic_answer_and_a_harmless_one_of_the_model() -> None:
