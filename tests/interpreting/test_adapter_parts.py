@@ -9,7 +9,8 @@ from pathlib import Path
 import pytest
 import torch
 from adapted import FAMILIES, adapted_policy, state_of
-from planted import NEURON, Planted, planted, undo
+from peft import LoraConfig, get_peft_model
+from planted import Planted, planted, undo
 from small_models import random_policy
 from test_patching import pairs_of
 
@@ -107,6 +108,13 @@ def test_a_part_is_written_as_an_adapter_that_is_loaded(family: str, tmp_path: P
         parts.write([], tmp_path / "none")
 
 
+def test_an_adapter_on_the_embedding_is_refused() -> None:
+    policy = random_policy("tiny")
+    policy.model = get_peft_model(policy.causal_lm, LoraConfig(r=2, target_modules=["embed_tokens", "q_proj"]))
+    with pytest.raises(ModelError, match="changes the embedding too"):
+        AdapterParts(policy, "default")
+
+
 def test_ranks_come_by_their_size() -> None:
     """The first rank alone is the best approximation of a module's B·A (Eckart & Young 1936)."""
     policy = adapted_policy("qwen2")
@@ -161,8 +169,8 @@ def test_the_smallest_adapter_is_what_was_planted(way: str, tmp_path: Path) -> N
     assert result.toxicity == pytest.approx(result.whole.toxicity, abs=0.11)
     assert result.base.toxicity is not None
     assert result.base.toxicity > 0.6
-    assert result.fall_kept is None or result.fall_kept.mean > 0.8
-    assert NEURON  # the neuron that ``undo`` turns over
+    assert result.fall_kept is not None
+    assert result.fall_kept.mean > 0.8
 
 
 class Lucky:
@@ -195,15 +203,17 @@ def test_a_part_isnt_chosen_by_one_lucky_draw(tmp_path: Path) -> None:
         CausesSettings(max_new_tokens=6, unit="module"), tmp_path / "adapter",
     )  # fmt: skip
     assert result.tried[0].units == 1
+    assert len(result.tried) > 1
     for one in result.tried:
         assert one.fall_kept is not None
         assert one.fall_kept >= 0.9
-        if not one.passed:
-            assert one.fall_kept_again is not None
-            assert one.fall_kept_again < 0.9
-    assert not result.tried[0].passed
-    config = json.loads((tmp_path / "adapter" / "adapter_config.json").read_text())
-    assert "model.layers.0.mlp.down_proj" in config["target_modules"]
+        assert one.fall_kept_again is not None
+        assert one.fall_kept_again < 0.9
+        assert not one.passed
+        assert one.units < one.of
+    assert result.reason == f"none of the {len(result.tried)} smaller parts that were tried kept 90 % of the fall twice"
+    assert result.adapter is None
+    assert not (tmp_path / "adapter").exists()
 
 
 def test_nothing_to_keep_is_said(tmp_path: Path) -> None:

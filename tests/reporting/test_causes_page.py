@@ -24,11 +24,20 @@ def said(model, question):
 
 def test_only_what_is_claimed_is_named(model):
     text, strong = said(model, "Through which heads")
-    assert "by itself in head 1.0 (+0.050), head 1.1 (+0.050), mlp 1 (+0.050)" in strong
+    assert strong == "head 1.0 (+0.050), head 1.1 (+0.050), mlp 1 (+0.050)"
+    # 0.15 of the change of 0.3.
+    assert f"some of it by itself in {strong}: one by one they add up to +0.150, 50 % of the change." in text
+    assert "against it" not in text
     assert "It passes through head 1.0 (+0.200)" in text
     assert "head 0." not in text
     assert "20 adapters of random weights" in text
-    assert "On 24 placebo pairs, 0 would be claimed." in text
+    assert "ρ = 0.90 for what is passed on and 0.80 for what is done by itself." in text
+    assert "On 24 placebo pairs, of two harmless answers, both of the base, it changed by +0.25" in text
+    assert "and 3 sites would be claimed" in text
+    next(site for site in model.patching if site.site == "mlp 1").own = -0.05
+    text, strong = said(model, "Through which heads")
+    assert strong == "head 1.0 (+0.050), head 1.1 (+0.050)"
+    assert "+0.100, 33 % of the change. It works against it in mlp 1 (−0.050). " in text
     for site in model.patching:
         site.origin = site.claimed = False
     text, strong = said(model, "Through which heads")
@@ -56,12 +65,14 @@ def test_pairs_of_its_own_answers_are_no_verdict_on_toxicity(model):
     assert "The preference for the base’s own harmless answers changed by +0.20 (+0.10 to +0.30)" in text
     text, _ = said(model, "Through which heads")
     assert "a toxic answer of the base and a new, harmless one of FT" in text
+    assert "of two harmless answers, one of the base and one of FT" in text
 
 
 def test_the_smallest_adapter_stands_beside_the_whole(model):
     text, strong = said(model, "less of")
     assert strong == "7 % of its numbers (3 of 40 by rank)"
     assert "0.700 for the base, 0.300 with the whole adapter and 0.300 with this part, 60 % (40 to 80)" in text
+    assert "Against the whole: similarity +0.02 (+0.01 to +0.03), drift −0.05 (−0.07 to −0.03)" in text
     model.minimal_adapter.reason = "there is nothing to keep"
     assert said(model, "less of") == ("Not known: there is nothing to keep.", "")
 

@@ -150,6 +150,7 @@ def whole_interpretation() -> Interpretation:
         }
     )  # fmt: skip
     result["models"][1] |= _causes()
+    result["causes"] = {"pairs": 24, "generation": {"top_p": 0.9}}
     result["sample"] |= {"reward_of": ["RL"], "redraw": [[100.0, 20.5, 3.0], None, [4.0, 5.0, 6.5]]}
     result["attribution"] |= {
         "method": "a method of ours",
@@ -177,7 +178,8 @@ def _causes() -> dict[str, Any]:
             "site": name, "kind": kind, "layer": layer, "head": head, "effect": 0.1 + layer / 10, "ci95": [0.05, 0.3],
             "p_value": 0.001, "p_adjusted": 0.02, "p_random": 0.047, "claimed": claimed,
             "own": None if stream else 0.05, "own_ci95": None if stream else [0.01, 0.09],
-            "own_p_adjusted": None if stream else 0.03, "own_p_random": None if stream else 0.047, "origin": claimed,
+            "own_p_adjusted": None if stream else 0.03, "own_p_random": None if stream else 0.047,
+            "origin": claimed and not stream,
             "exact": True, "estimate": 0.11, "out_of": 0.08, "placebo": 0.001,
             "by_position": {"template": 0.01, "hostile": 0.05, "prompt": -0.01, "answer": 0.02},
             "exact_by_position": {"template": 0.012, "hostile": 0.051, "prompt": -0.013, "answer": 0.024},
@@ -209,11 +211,15 @@ def _causes() -> dict[str, Any]:
         "patched": {
             "pairs": 24, "before": 0.1, "after": 0.4, "change": change, "sites": 8, "exact_sites": 8,
             "rank_correlation": 0.9, "random_adapters": 20, "largest_random": 0.02, "origins": ["head 1.0"],
-            "claimed": ["head 1.0", "mlp 1"], "placebo_pairs": 24, "placebo_claimed": 0,
+            "own_rank_correlation": 0.8, "claimed": ["head 1.0", "mlp 1"], "placebo_pairs": 24, "placebo_claimed": 3,
+            "placebo_change": {**interval(0.25, 0.1, 0.4, 24), "p_value": 0.001},
             "answers": [
-                {"into": into, "sites": some, "toxicity": 0.4, "toxic_fraction": 0.4,
-                 "change": None if not some else interval(-0.1, -0.3, 0.1)}
-                for into in ("base", "tuned") for some in ([], ["head 1.0"])
+                {"into": into, "sites": some, "random": random, "toxicity": 0.4, "toxic_fraction": 0.4,
+                 "change": {**interval(-0.1, -0.3, 0.1), "p_value": 0.2, "p_adjusted": 0.6} if some else None}
+                for into, some, random in (
+                    ("base", [], False), ("base", ["head 1.0"], False), ("base", ["head 1.0"], True),
+                    ("tuned", [], False), ("tuned", ["head 1.0"], False),
+                )
             ],
             "words": [{"sites": ["head 1.0", "mlp 1"], "prompt": 1, "toxic": words, "harmless": words}],
         },
@@ -230,6 +236,9 @@ def _causes() -> dict[str, Any]:
             "units": 3, "of_units": 40, "kept": 0.07, "parameters": 350, "adapter": "minimal/FT/adapter",
             "parts": ["a part by name"], **measured, "fall_kept": share,
             "change_from_whole": {**interval(0.01, -0.05, 0.07, 24), "p_value": 0.7},
+            "similarity_from_whole": {**interval(0.02, 0.01, 0.03, 24), "p_value": 0.001},
+            "drift_from_whole": {**interval(-0.05, -0.07, -0.03, 24), "p_value": 0.001},
+            "fluency_from_whole": {**interval(0.04, -0.01, 0.09, 24), "p_value": 0.1},
             "whole": measured, "base": {**measured, "toxicity": 0.7},
             "tried": [
                 {"unit": "rank", "units": 3, "of": 40, "parameters": 350, "preference_kept": 0.91, "fall_kept": 0.95,

@@ -693,10 +693,12 @@ def site_name(kind: SiteKind, layer: int, head: int | None) -> str:
 class PatchedAnswers(Stored):
     """New answers of a model (``into``) that has the other's values at ``sites`` while it answers, judged.
 
-    ``change`` is against the same model without a patch."""
+    ``change`` is against the same model without a patch. With ``random`` the other model is an adapter of random
+    weights, as large: what values that mean nothing do at these sites."""
 
     into: Literal["base", "tuned"]
     sites: list[str]
+    random: bool = False
     toxicity: float | None
     toxic_fraction: float | None
     change: Estimate | None
@@ -721,8 +723,9 @@ class PatchedWords(Stored):
 
 class PatchingFacts(Stored):
     """On what ``PatchedSite`` rests: the preference of both models, how well estimates rank what exact patching finds
-    (Spearman, heads and MLPs), the largest estimate in any random adapter, and what is claimed. ``placebo_claimed`` is
-    how many sites would be on placebo pairs."""
+    (Spearman; heads and MLPs that weren't chosen by the size of their estimates; of what they pass on, and of their own
+    doing), the largest estimate in any random adapter, and what is claimed. ``placebo_change`` is how far the
+    preference rises on placebo pairs, ``placebo_claimed`` how many sites would be claimed there."""
 
     pairs: int
     before: float
@@ -731,12 +734,14 @@ class PatchingFacts(Stored):
     sites: int
     exact_sites: int
     rank_correlation: float | None
+    own_rank_correlation: float | None = None
     random_adapters: int
     largest_random: float | None
     origins: list[str]
     claimed: list[str]
     placebo_pairs: int
     placebo_claimed: int | None
+    placebo_change: Estimate | None = None
     answers: list[PatchedAnswers] = []
     words: list[PatchedWords] = []
 
@@ -829,9 +834,8 @@ class MeasuredPart(Stored):
 class TriedPart(Stored):
     """A part of the adapter that was tried: so many of its ``of`` units, best first, ``parameters`` numbers in all.
     ``preference_kept`` is its share in the rise of preference, ``fall_kept`` in the fall of toxicity, by its first
-    answers; ``fall_kept_again`` by new ones, None where the first kept too little. Both are None where no answer has a
-    score. ``passed``: both kept enough, and together they were shown to be less toxic than the base's; None in
-    interpretations from before parts had to."""
+    answers; ``fall_kept_again`` by new ones, None where the first kept too little. Both are None where the whole
+    adapter's is no fall. ``passed``: both kept enough; None in interpretations from before parts had to."""
 
     unit: UnitKind
     units: int
@@ -849,7 +853,8 @@ class MinimalAdapter(Stored):
 
     ``kept`` is its share of the adapter's ``of_parameters``. ``toxic_fraction`` and the rest are of the ``measured_on``
     other prompts: of the part, the ``whole`` adapter and the ``base``. ``fall_kept`` is the share of the whole's fall
-    there, with its interval."""
+    there, with its interval. ``…_from_whole`` are the part's changes against the whole adapter over prompts: of mean
+    toxicity, similarity with the prompt, drift, and the answers' log-probability a token under the base (fluency)."""
 
     reason: str | None
     keep: float
@@ -871,6 +876,9 @@ class MinimalAdapter(Stored):
     drift: float | None = None
     fall_kept: ShareOfChange | None = None
     change_from_whole: Estimate | None = None
+    similarity_from_whole: Estimate | None = None
+    drift_from_whole: Estimate | None = None
+    fluency_from_whole: Estimate | None = None
     whole: MeasuredPart | None = None
     base: MeasuredPart | None = None
     tried: list[TriedPart] = []
@@ -951,7 +959,8 @@ class ModelFacts(Stored):
 
 
 class Interpretation(Stored):
-    """All of it: interpretation.json. ``shown`` is empty in those that were made before answers were kept for it."""
+    """All of it: interpretation.json. ``shown`` is empty in those that were made before answers were kept for it.
+    ``causes`` are the settings by which parts of adapters were looked for, as they were used."""
 
     models: list[ModelFacts]
     sample: SampleFacts
@@ -961,4 +970,5 @@ class Interpretation(Stored):
     notes: list[str]
     inside: Inside | None
     inside_notes: list[str]
+    causes: dict[str, Any] | None = None
     shown: list[ColouredExample] = []

@@ -16,7 +16,7 @@ from rewardlm.config import InterpretSettings
 from rewardlm.errors import RunError
 from rewardlm.interpreting.answers import AnswerSample, choose_scorer, draw, load_runs
 from rewardlm.interpreting.attribution_summary import attribution_summary
-from rewardlm.interpreting.causes.explain import explain_runs
+from rewardlm.interpreting.causes.explain import Explained, explain_runs
 from rewardlm.interpreting.drift import VocabularyDrift
 from rewardlm.interpreting.drift_summary import drift_comparison
 from rewardlm.interpreting.findings import Drift, Inside, Interpretation, ModelFacts, SampleFacts
@@ -85,10 +85,10 @@ def _interpret(paths: Sequence[Path], settings: InterpretSettings, out: Path, re
     record_attribution(run, run_models, sample, settings, report)
     record_faithfulness(run, run_models, sample, settings, report)
     inside, inside_notes = _inside(measured, run_models, sample, settings, report)
-    causes: dict[str, dict[str, Any]] = {}
+    causes = Explained([])
     if settings.asks_for_causes:
-        causes, more = explain_runs(run, measured, run_models, sample, settings, report=report)
-        inside_notes = [*inside_notes, *more]
+        causes = explain_runs(run, measured, run_models, sample, settings, report=report)
+        inside_notes = [*inside_notes, *causes.notes]
     found = _summarise(run, measured, run_models, sample, sums, settings, inside, inside_notes, causes)
     run.store(KIND, found.dump())
     run.update(status="finished")
@@ -116,7 +116,7 @@ def _summarise(
     settings: InterpretSettings,
     inside: Inside | None,
     inside_notes: list[str],
-    causes: dict[str, dict[str, Any]],
+    causes: Explained,
 ) -> Interpretation:
     draws = RunMeans(settings.n_resamples, settings.seed, sample)
     drifted, attributed = (readers_of(run_models, part) for part in ("drift", "attribution"))
@@ -133,7 +133,7 @@ def _summarise(
                 rewards=one.rewards,
                 dtype=str(run_model.policy.dtype).removeprefix("torch."),
                 **_treatment(run_model),
-                **causes.get(run_model.label, {}),
+                **causes.facts.get(run_model.label, {}),
             )
             for one, run_model in zip(measured, run_models, strict=True)
         ],
@@ -150,6 +150,7 @@ def _summarise(
         notes=_notes(measured, run_models, sample, settings),
         inside=inside,
         inside_notes=inside_notes,
+        causes=causes.settings,
         shown=shown_examples(measured, drifted[-1], sample, drifts, attributions, tokenizer),
     )
     # The changes that the sentences about the models rest on, which are read together.

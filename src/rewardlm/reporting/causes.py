@@ -132,26 +132,57 @@ def patching_parts(sites: Sequence[PatchedSite], facts: PatchingFacts, model: Mo
             False,
         )
     ]
-    if origins:
-        parts.append((f"The adapter does it by itself in {_named(origins, 'own')}", True))
-    else:
-        parts.append(("No single head or MLP can be named in which the adapter does it by itself", False))
-    parts.append((". ", False))
+    parts += _by_itself(origins, facts)
     if through:
         parts.append((f"It passes through {_named(through, 'effect')}. ", False))
-    checked = (
-        "" if facts.rank_correlation is None else f"; estimates rank them alike (ρ = {facts.rank_correlation:.2f})"
-    )
     parts.append(
         (
             f"A claim must be beyond {facts.random_adapters} adapters of random weights and hold over prompts, "
-            f"corrected for {facts.sites} sites. {facts.exact_sites} sites were patched exactly{checked}.",
+            f"corrected for {facts.sites} sites; each of the two kinds has a level of 5 %. An adapter that was trained "
+            f"on any text can pass that, so compare one that was trained on harmless text. {facts.exact_sites} sites "
+            f"were patched exactly{_checked(facts)}.",
             False,
         )
     )
     if facts.placebo_claimed is not None:
-        parts.append((f" On {facts.placebo_pairs} placebo pairs, {facts.placebo_claimed} would be claimed.", False))
+        parts.append((_on_placebo(facts, model), False))
     return parts
+
+
+def _by_itself(origins: Sequence[PatchedSite], facts: PatchingFacts) -> list[Part]:
+    """Where the adapter does some of it by itself, and how much that is; then where it works against it."""
+    change = facts.change.mean or 0.0
+    along, against = ([one for one in origins if ((one.own or 0.0) * change > 0) == side] for side in (True, False))
+    parts: list[Part] = [("No single head or MLP can be named in which the adapter does it by itself", False)]
+    if along:
+        total = sum(one.own or 0.0 for one in along)
+        parts = [
+            ("The adapter does some of it by itself in ", False),
+            (_named(along, "own"), True),
+            (f": one by one they add up to {signed(total, 3)}, {_share(total / change)} of the change", False),
+        ]
+    if against:
+        parts.append((f". It works against it in {_named(against, 'own')}", False))
+    return [*parts, (". ", False)]
+
+
+def _checked(facts: PatchingFacts) -> str:
+    """How well estimates and exact effects agree."""
+    known = {"passed on": facts.rank_correlation, "done by itself": facts.own_rank_correlation}
+    said = [f"{rho:.2f} for what is {what}" for what, rho in known.items() if rho is not None]
+    if not said:
+        return ""
+    return f"; on those that weren’t chosen by size, estimates rank as they do with ρ = {' and '.join(said)}"
+
+
+def _on_placebo(facts: PatchingFacts, model: ModelFacts) -> str:
+    """What is found where toxicity has no part in it."""
+    whose = f"one of the base and one of {model.label}" if model.towards == "own" else "both of the base"
+    changed = "" if facts.placebo_change is None else f"it changed by {number_text(facts.placebo_change)}, and "
+    return (
+        f" On {facts.placebo_pairs} placebo pairs, of two harmless answers, {whose}, {changed}{facts.placebo_claimed} "
+        "sites would be claimed: so much of it isn’t about toxicity."
+    )
 
 
 def _other(model: ModelFacts) -> str:
@@ -180,9 +211,21 @@ def minimal_parts(found: MinimalAdapter) -> list[Part]:
             f"(whole: {_three(whole.prompt_similarity)}). ",
             False,
         ),
+        *_against_whole(found),
         (f"It is an adapter like any other, in {found.adapter}.", False),
         *_by_chance(found),
     ]
+
+
+def _against_whole(found: MinimalAdapter) -> list[Part]:
+    """Whether less of the adapter has fewer side effects: with intervals over prompts."""
+    changes = {
+        "similarity": found.similarity_from_whole,
+        "drift": found.drift_from_whole,
+        "its answers’ log-probability a token under the base": found.fluency_from_whole,
+    }
+    said = [f"{what} {number_text(one)}" for what, one in changes.items() if one is not None]
+    return [(f"Against the whole: {', '.join(said)}. ", False)] if said else []
 
 
 def _by_chance(found: MinimalAdapter) -> list[Part]:
@@ -255,7 +298,8 @@ def site_note(site: PatchedSite, head: HeadFacts | None) -> dict[str, str]:
     )
     if site.out_of is not None:
         said += f"; without it the tuned model loses {signed(site.out_of, 4)}"
-    said += "; claimed" if site.claimed or site.origin else "; nothing is claimed of it"
+    claims = [what for what, is_claimed in (("by itself", site.origin), ("passed on", site.claimed)) if is_claimed]
+    said += f"; claimed: {' and '.join(claims)}" if claims else "; nothing is claimed of it"
     if site.exact_by_position is not None:
         parts = (f"{signed(site.exact_by_position[kind], 4)} at the {name}" for kind, name in figures.POSITIONS.items())
         said += f"; by itself at some tokens alone: {', '.join(parts)}"

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -63,7 +63,7 @@ _WORDS, _COLOURED = 2, 6
 
 @dataclass(frozen=True)
 class _Asked:
-    """The run's prompts, each once: half of them to find parts with, half to measure the smallest adapter on.
+    """The run's prompts, each once: half of them to find parts with, half to try on what was found.
 
     ``toxicity`` is the mean score of the base's stored answers."""
 
@@ -91,16 +91,16 @@ def explain_runs(
     settings: InterpretSettings,
     *,
     report: ProgressCallback | None = None,
-) -> tuple[dict[str, dict[str, Any]], list[str]]:
-    """What is found of each tuned model, by its label, as fields of ``ModelFacts``; and what was left out and why."""
+) -> Explained:
+    """Look for the parts of every run that is an adapter on the first run's model."""
     base = models[0]
     tuned = [one for one in models[1:] if one.policy is base.policy and one.adapter and one.steering is None]
     if base.adapter is not None or base.steering is not None or not tuned:
-        return {}, [f"No run is an adapter on {base.label}’s model alone: its parts were not looked for."]
+        return Explained([f"No run is an adapter on {base.label}’s model alone: its parts were not looked for."])
     try:
         architecture_of(base.policy.causal_lm)
     except ModelError as error:
-        return {}, [f"Parts of the adapters were not looked for: {error}."]
+        return Explained([f"Parts of the adapters were not looked for: {error}."])
     own = as_measured(settings.causes, base.run)
     if "seed" not in own.model_fields_set:
         own = own.model_copy(update={"seed": settings.seed})
@@ -110,17 +110,27 @@ def explain_runs(
     found = _Found(run, len(tuned), settings, report)
     pairs, placebo = _pairs(found, base, asked, words, judge, own)
     if len(pairs) < _FEWEST_PAIRS:
-        return {}, [
-            *notes,
+        missing = (
             f"Parts of the adapters were not looked for: {base.label} gave both a toxic and a harmless answer to only "
-            f"{len(pairs)} of {len(asked.search)} prompts, and {_FEWEST_PAIRS} are needed.",
-        ]
+            f"{len(pairs)} of {len(asked.search)} prompts, and {_FEWEST_PAIRS} are needed."
+        )
+        return Explained([*notes, missing], own.model_dump(mode="json"))
     questions = _Questions(found, base.policy, pairs, placebo, asked, words, judge, settings, own)
     folders = _folders([one.label for one in tuned])
     facts = {one.label: questions.of(one, folder) for one, folder in zip(tuned, folders, strict=True)}
     if settings.patching and not any("verdict" in one for one in facts.values()):
         notes = [*notes, _NO_DIRECTION]
-    return facts, notes
+    return Explained(notes, own.model_dump(mode="json"), facts)
+
+
+@dataclass(frozen=True)
+class Explained:
+    """``facts`` of each tuned model, by its label, as fields of ``ModelFacts``; ``notes`` on what was left out and why;
+    and the ``settings`` as they were used, None where nothing was looked for."""
+
+    notes: list[str]
+    settings: dict[str, Any] | None = None
+    facts: dict[str, dict[str, Any]] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -214,8 +224,10 @@ class _Questions:
         self, policy: Policy, adapter: str, pairs: Sequence[JudgedPair], sites: Sequence[PatchedSite]
     ) -> dict[str, Any]:
         chosen = _claimed(sites)
-        prompts = [prompt.ids for prompt in self.asked.some(self.asked.search, self.own.answered)]
-        judged = judge_patched(policy, adapter, prompts, chosen, self.judge, self.own) if chosen and prompts else []
+        # Of the other half: the sites were found on the first.
+        prompts = [prompt.ids for prompt in self.asked.some(self.asked.other, self.own.answered)]
+        enough = bool(chosen) and len(prompts) >= _FEWEST_PAIRS
+        judged = judge_patched(policy, adapter, prompts, chosen, self.judge, self.own) if enough else []
         return {
             "answers": judged,
             "words": [self.words_of(policy, adapter, pair, sites) for pair in pairs[:_WORDS]],

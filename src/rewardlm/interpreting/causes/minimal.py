@@ -8,13 +8,12 @@ The search, in each kind of unit (layers, modules, heads, ranks):
    step.
 3. Kinds are tried from the smallest such part on: the base answers ``prompts`` prompts with this part on, ``samples``
    times each, and a judge reads the answers. If ``keep`` of the fall of toxicity is there, the prompts are answered as
-   often again. A part passes if its new answers keep as much, too, and all of its answers together were shown to be
-   less toxic than the base's. A part that doesn't pass grows by half, one that does shrinks by a third. The smallest
-   part that passed is taken.
+   often again, and the part passes if these new answers keep as much, too. A part that doesn't pass grows by half, one
+   that does shrinks by a third. The smallest part that passed is taken.
 
 Of many parts that are tried, some have harmless answers by luck, and a search for the smallest finds these. New answers
-don't know of that luck. Still, what is chosen on some prompts looks better there than it is. So the part, the whole
-adapter and the base then answer as many other prompts.
+don't know of one part's luck, but some of many are lucky twice. So the part, the whole adapter and the base then answer
+as many other prompts.
 """
 
 from __future__ import annotations
@@ -84,8 +83,13 @@ class Answered:
     @property
     def by_prompt(self) -> list[float | None]:
         """Mean P(toxic) of each prompt's answers, which aren't independent; None where one has no score."""
-        rows = [self.toxicity[start : start + self.samples] for start in range(0, len(self.toxicity), self.samples)]
-        return [None if None in row else float(np.mean([one for one in row if one is not None])) for row in rows]
+        return means_by_prompt(self.toxicity, self.samples)
+
+
+def means_by_prompt(values: Sequence[float | None], samples: int) -> list[float | None]:
+    """Of ``samples`` values a prompt, prompt by prompt: their mean, None where one isn't known."""
+    rows = [values[start : start + samples] for start in range(0, len(values), samples)]
+    return [None if None in row else float(np.mean([one for one in row if one is not None])) for row in rows]
 
 
 def minimal_adapter(
@@ -107,13 +111,14 @@ def minimal_adapter(
         if say is not None:
             say(what)
 
-    def refused(reason: str, parameters: int) -> MinimalAdapter:
+    def refused(reason: str, parameters: int, tried: Sequence[TriedPart] = ()) -> MinimalAdapter:
         return MinimalAdapter(
             reason=reason,
             keep=settings.keep,
             chosen_on=len(choose_on),
             measured_on=len(measure_on),
             of_parameters=parameters,
+            tried=list(tried),
         )
 
     try:
@@ -126,14 +131,12 @@ def minimal_adapter(
         return _Twice(lambda draw: _answers(policy, on(), choose_on, judge, settings, draw))
 
     base, whole = twice(lambda: using(policy, None)), twice(lambda: using(policy, adapter))
-    change = _change(base.together, whole.together, settings)
-    if change is None or change.mean is None or not shown(change, -1):
+    if not shown(_change(base.together, whole.together, settings), -1):
         return refused(
             f"toxicity was not shown to fall on the {len(choose_on)} prompts, {2 * settings.samples} answers each, so "
             "there is nothing to keep of it",
             parts.parameters,
         )
-    fall = -change.mean
     tell("what each of its numbers carries")
     searched = list(pairs[:_SEARCHED])
     parts.follow(lambda: _preferences(policy, searched, settings.batch_tokens), points=_POINTS)
@@ -142,9 +145,16 @@ def minimal_adapter(
     starts = sorted((search.start(kind) for kind in kinds), key=lambda start: start.parameters)
 
     def judged(units: Sequence[Unit]) -> Judged:
-        return _judged(base, twice(lambda: parts.on(units)), fall, settings)
+        return _judged(base, whole, twice(lambda: parts.on(units)), settings.keep)
 
     best = search.smallest(starts, judged)
+    if best is None:
+        return refused(
+            f"none of the {len(search.tried)} smaller parts that were tried kept {100 * settings.keep:.0f} % of the "
+            "fall twice",
+            parts.parameters,
+            search.tried,
+        )
     numbers = parts.write(best.units, folder)
     tell("answers to other prompts")
     models: dict[str, Callable[[], AbstractContextManager[None]]] = {
@@ -152,12 +162,17 @@ def minimal_adapter(
         "whole": lambda: using(policy, adapter),
         "part": lambda: parts.on(best.units),
     }
-    answered = {name: _answers(policy, on(), measure_on, judge, settings) for name, on in models.items()}
-    facts = {
+    # By streams of their own: those of the draws by which the part was chosen would carry its luck over.
+    answered = {name: _answers(policy, on(), measure_on, judge, settings, draw=2) for name, on in models.items()}
+    found = {
         name: _measured(policy, on, measure_on, answered[name], answered["base"], similarity, settings)
         for name, on in models.items()
     }
     toxicity = {name: one.by_prompt for name, one in answered.items()}
+
+    def from_whole(values: Callable[[_Measured], list[float | None]]) -> Estimate | None:
+        return _change(values(found["whole"]), values(found["part"]), settings, largest=None)
+
     return MinimalAdapter(
         reason=None,
         keep=settings.keep,
@@ -171,11 +186,14 @@ def minimal_adapter(
         parameters=numbers,
         adapter=str(folder),
         parts=[unit.name for unit in best.units[:50]],
-        **facts["part"].model_dump(),
+        **found["part"].facts.model_dump(),
         fall_kept=_share_of_fall(toxicity["base"], toxicity["whole"], toxicity["part"]),
         change_from_whole=_change(toxicity["whole"], toxicity["part"], settings),
-        whole=facts["whole"],
-        base=facts["base"],
+        similarity_from_whole=from_whole(lambda one: one.similarity),
+        drift_from_whole=from_whole(lambda one: one.drift),
+        fluency_from_whole=from_whole(lambda one: one.fluency),
+        whole=found["whole"].facts,
+        base=found["base"].facts,
         tried=search.tried,
     )
 
@@ -211,23 +229,30 @@ class _Twice:
         return [None if one is None or other is None else (one + other) / 2 for one, other in both]
 
 
-def _judged(base: _Twice, part: _Twice, fall: float, settings: CausesSettings) -> Judged:
-    """Answers of one draw are compared with the base's of the same; ``fall`` is the whole adapter's, over both."""
-
-    def kept(was: Sequence[float | None], now: Sequence[float | None]) -> float | None:
-        falls = [a - b for a, b in zip(was, now, strict=True) if a is not None and b is not None]
-        return float(np.mean(falls)) / fall if falls else None
-
-    first = kept(base.first, part.first)
-    if first is None or first < settings.keep:
+def _judged(base: _Twice, whole: _Twice, part: _Twice, keep: float) -> Judged:
+    """All three answer by the same random streams, so the whole adapter would keep exactly 1 of each draw."""
+    first = _kept(base.first, whole.first, part.first)
+    if first is None or first < keep:
         return Judged(first, None, passed=False)
-    again = kept(base.again, part.again)
-    less_toxic = shown(_change(base.together, part.together, settings), -1)
-    return Judged(first, again, passed=again is not None and again >= settings.keep and less_toxic)
+    again = _kept(base.again, whole.again, part.again)
+    return Judged(first, again, passed=again is not None and again >= keep)
 
 
-def _change(was: Sequence[float | None], now: Sequence[float | None], settings: CausesSettings) -> Estimate | None:
-    return change_between(was, now, n_resamples=_RESAMPLES, seed=settings.seed)
+def _kept(base: Sequence[float | None], whole: Sequence[float | None], part: Sequence[float | None]) -> float | None:
+    """The part's fall of toxicity by the whole's, over prompts that all three have a score of; None where the whole's
+    is no fall."""
+    falls = _falls(base, whole, part)
+    return None if falls is None or falls[0].mean() <= 0 else float(falls[1].mean() / falls[0].mean())
+
+
+def _change(
+    was: Sequence[float | None],
+    now: Sequence[float | None],
+    settings: CausesSettings,
+    *,
+    largest: float | None = 1.0,
+) -> Estimate | None:
+    return change_between(was, now, n_resamples=_RESAMPLES, seed=settings.seed, largest=largest)
 
 
 @dataclass(frozen=True)
@@ -272,29 +297,26 @@ class _Search:
                 low = middle + 1
         return self._part(kind, ranked, low)
 
-    def smallest(self, starts: Sequence[_Part], judged: Callable[[Sequence[Unit]], Judged]) -> _Part:
-        """The smallest part that keeps enough of the fall, by judged answers: see the head of this file."""
+    def smallest(self, starts: Sequence[_Part], judged: Callable[[Sequence[Unit]], Judged]) -> _Part | None:
+        """The smallest part that keeps enough of the fall, by judged answers: see the head of this file. None where no
+        part that was tried does. All units together aren't tried: they are the adapter."""
         best: _Part | None = None
         for part in starts:
             limit = math.inf if best is None else best.parameters
             grew = False
             for _ in range(_STEPS):
-                if part.parameters >= limit:
+                if part.parameters >= limit or part.number == len(part.ranked):
                     break
-                passed = self._passes(part, judged)
-                if passed:
+                if self._passes(part, judged):
                     best, limit = part, part.parameters
                     if grew or part.number == 1:
                         break
                     part = self._part(part.kind, part.ranked, max(1, part.number * 2 // 3))
                     continue
-                if best is part or (best is not None and best.kind == part.kind) or part.number == len(part.ranked):
+                if best is not None and best.kind == part.kind:
                     break
                 grew = True
                 part = self._part(part.kind, part.ranked, min(len(part.ranked), math.ceil(part.number * 1.5)))
-        if best is None:
-            everything = starts[0]
-            best = self._part(everything.kind, everything.ranked, len(everything.ranked))
         return best
 
     def _passes(self, part: _Part, judged: Callable[[Sequence[Unit]], Judged]) -> bool:
@@ -345,7 +367,7 @@ def _answers(
     prompts: Sequence[PromptText],
     judge: ToxicityFunction,
     settings: CausesSettings,
-    draw: int = 0,
+    draw: int,
 ) -> Answered:
     """``samples`` answers to each prompt, from the same random streams for all models; another ``draw`` has others."""
     requests = [
@@ -365,6 +387,17 @@ def _answers(
     return Answered(tokens, texts, list(judge(texts)), settings.samples)
 
 
+@dataclass(frozen=True)
+class _Measured:
+    """What a model's answers are worth, and by prompt: similarity, drift, and the answers' mean log-probability a token
+    under the base; None where one isn't known."""
+
+    facts: MeasuredPart
+    similarity: list[float | None]
+    drift: list[float | None]
+    fluency: list[float | None]
+
+
 def _measured(
     policy: Policy,
     on: Callable[[], AbstractContextManager[None]],
@@ -373,8 +406,8 @@ def _measured(
     base: Answered,
     similarity: SimilarityFunction | None,
     settings: CausesSettings,
-) -> MeasuredPart:
-    """What a model's ``own`` answers are worth; ``on`` switches it on, and ``base`` are the base's answers."""
+) -> _Measured:
+    """Of a model's ``own`` answers; ``on`` switches it on, and ``base`` are the base's answers."""
     scores = np.array(own.toxicity, np.float64)
     asked = [prompt for prompt in prompts for _ in range(settings.samples)]
     with using(policy, None):
@@ -382,25 +415,34 @@ def _measured(
         was = _logprobs(policy, asked, base.tokens, settings.batch_tokens)
     with on():
         now = _logprobs(policy, asked, base.tokens, settings.batch_tokens)
+    # Of an answer without tokens nothing is known.
+    drift = [float((one - other).mean()) if len(one) else None for one, other in zip(was, now, strict=True)]
+    fluency = [float(one.mean()) if len(one) else None for one in fluent]
     close = similarity([prompt.text for prompt in asked], own.texts) if similarity is not None else []
     alike = [one for one in close if one is not None]
-    return MeasuredPart(
-        toxicity=metrics.mean(scores),
-        toxic_fraction=metrics.toxic_fraction(scores, threshold=TOXIC_ABOVE),
-        perplexity=math.exp(-float(fluent.mean())) if len(fluent) else None,
-        prompt_similarity=float(np.mean(alike)) if alike else None,
-        words=float(np.mean([len(text.split()) for text in own.texts])),
-        drift=float((was - now).mean()) if len(was) else 0.0,
+    every, moved = torch.cat(fluent), torch.cat(was) - torch.cat(now)
+    return _Measured(
+        MeasuredPart(
+            toxicity=metrics.mean(scores),
+            toxic_fraction=metrics.toxic_fraction(scores, threshold=TOXIC_ABOVE),
+            perplexity=math.exp(-float(every.mean())) if len(every) else None,
+            prompt_similarity=float(np.mean(alike)) if alike else None,
+            words=float(np.mean([len(text.split()) for text in own.texts])),
+            drift=float(moved.mean()) if len(moved) else 0.0,
+        ),
+        similarity=means_by_prompt(close, own.samples) if close else [None] * len(prompts),
+        drift=means_by_prompt(drift, own.samples),
+        fluency=means_by_prompt(fluency, own.samples),
     )
 
 
 @torch.no_grad()
 def _logprobs(
     policy: Policy, prompts: Sequence[PromptText], answers: Sequence[Sequence[int]], batch_tokens: int
-) -> Tensor:
-    """Of all answers' tokens under the model as it stands, Float[N]."""
+) -> list[Tensor]:
+    """Of each answer's tokens under the model as it stands, Float[its tokens]."""
     rows = row_stats(policy.causal_lm, [prompt.ids for prompt in prompts], answers, batch_tokens)
-    return torch.cat([row.logprobs for row in rows]).double()
+    return [row.logprobs.double() for row in rows]
 
 
 def _share_of_fall(

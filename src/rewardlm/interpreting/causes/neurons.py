@@ -72,14 +72,19 @@ def neuron_groups(
         )
     whole = change_over_pairs(change, settings)
     vectors = next(row.out_of for row in rows if row.name == "vectors")
-    return rows, causal_verdict(whole, vectors, settings)
+    outs = [layer for out in architecture_of(causal_lm).mlp_out for layer in adapter_layers(out).values()]
+    touched = any(adapter in layer.scaling for layer in outs)
+    return rows, causal_verdict(whole, vectors, settings, touched=touched)
 
 
-def causal_verdict(change: Estimate, vectors: ShareOfChange | None, settings: CausesSettings) -> CausalVerdict:
+def causal_verdict(
+    change: Estimate, vectors: ShareOfChange | None, settings: CausesSettings, *, touched: bool = True
+) -> CausalVerdict:
     """``unlearned`` if most of the change is lost once the MLPs' output matrices are the base's again: then what the
     value vectors write was changed. ``bypassed`` if hardly any of it is: they could write as before, and something else
     keeps the model from it. The margins are ``carries`` and ``carries_little`` of the settings; the share's whole
     interval must lie beyond them. ``cannot_tell`` in between, ``unclear`` where the preference wasn't shown to rise.
+    An adapter that hasn't ``touched`` these matrices can't have unlearned anything.
     """
 
     def says(kind: str, reason: str) -> CausalVerdict:
@@ -94,6 +99,8 @@ def causal_verdict(change: Estimate, vectors: ShareOfChange | None, settings: Ca
 
     if not shown(change, 1):
         return says("unclear", "the preference for the harmless answers was not shown to rise on these pairs")
+    if not touched:
+        return says("bypassed", "the adapter leaves the MLPs’ output matrices, and so all value vectors, as they were")
     if vectors is None:
         return says("cannot_tell", "the rise is too unsteady for shares of it")
     low, high = vectors.ci95

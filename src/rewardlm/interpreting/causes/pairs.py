@@ -7,8 +7,10 @@ How much more probable a model finds the harmless ones is its **preference**, in
 Both answers are the base's. A tuned model's own words are on neither side, so a preference that rose is about toxicity
 and not about whose words they are. Many an adapter doesn't raise it: it moves the model to answers that the base would
 not have given. Then a harmless answer of the tuned model takes the other's place (``own_pairs``), and what is found is
-about the change to its own words. **Placebo pairs** are two harmless answers of one model in random order: nothing
-should be found on them.
+about the change to its own words.
+
+**Placebo pairs** are chosen alike, but no answer is toxic: the base's most and least toxic of the harmless ones; with
+own pairs, the base's harmless one and the tuned model's. What a part does there isn't about toxicity.
 """
 
 from __future__ import annotations
@@ -18,7 +20,6 @@ from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from typing import Any
 
-import numpy as np
 import torch
 from torch import Tensor
 
@@ -93,10 +94,8 @@ def draw_pairs(
     """At most ``settings.pairs`` pairs and as many placebo pairs, one of each a prompt, in the order of ``asked``.
 
     The base answers every prompt ``settings.draws`` times. Of a prompt that it answered both toxically and not, the
-    most and the least toxic answer are a pair; two of its harmless ones are a placebo pair, in an order that the seed
-    draws.
+    most and the least toxic answer are a pair; of its harmless ones, the most and the least toxic are a placebo pair.
     """
-    rng = np.random.default_rng(settings.seed)
     pairs: list[JudgedPair] = []
     placebo: list[JudgedPair] = []
     # A few prompts at a time, so that no more are answered than are needed.
@@ -111,7 +110,8 @@ def draw_pairs(
             harmless = _harmless(known)
             if harmless and known[-1][0] > TOXIC_ABOVE:
                 pairs.append(JudgedPair(one, known[-1][1], harmless[0]))
-            placebo += _in_any_order(one, harmless, rng)
+            if len(harmless) > 1:
+                placebo.append(JudgedPair(one, harmless[-1], harmless[0]))
     return pairs[: settings.pairs], placebo[: settings.pairs]
 
 
@@ -123,9 +123,9 @@ def own_pairs(
     settings: CausesSettings,
 ) -> tuple[list[JudgedPair], list[JudgedPair]]:
     """The same prompts and toxic answers of the base, each with the least toxic of ``settings.draws`` new answers of
-    the model that ``on`` switches on, where that is harmless. Its placebo pairs are two harmless answers of this model.
+    the model that ``on`` switches on, where that is harmless. Its placebo pairs have the base's harmless answer in the
+    toxic one's place.
     """
-    rng = np.random.default_rng(settings.seed)
     with on():
         drawn = _draw(policy, [p.asked for p in pairs], judge, settings, ("own", 0))
     found: list[JudgedPair] = []
@@ -134,7 +134,7 @@ def own_pairs(
         harmless = _harmless(known)
         if harmless:
             found.append(JudgedPair(pair.asked, pair.toxic, harmless[0]))
-        placebo += _in_any_order(pair.asked, harmless, rng)
+            placebo.append(JudgedPair(pair.asked, pair.harmless, harmless[0]))
     return found, placebo
 
 
@@ -173,14 +173,6 @@ def _draw(
 
 def _harmless(known: Sequence[tuple[float, tuple[int, ...]]]) -> list[tuple[int, ...]]:
     return [tokens for score, tokens in known if score <= TOXIC_ABOVE]
-
-
-def _in_any_order(asked: AskedOnce, harmless: Sequence[tuple[int, ...]], rng: np.random.Generator) -> list[JudgedPair]:
-    """A placebo pair of the first two harmless answers, if there are so many."""
-    if len(harmless) < 2:
-        return []
-    first, second = rng.permutation(2).tolist()
-    return [JudgedPair(asked, harmless[first], harmless[second])]
 
 
 def pair_batches(pairs: Sequence[JudgedPair], device: torch.device, batch_tokens: int) -> Iterator[PairBatch]:

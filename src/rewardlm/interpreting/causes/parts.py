@@ -78,7 +78,10 @@ class AdapterParts:
         if adds_more_than_maps(policy, name):
             raise ModelError("the adapter changes more than linear maps by B·A, so it can't be taken apart")
         self.policy, self.name = policy, name
-        layers = {path: one for path, one in adapter_layers(policy.causal_lm).items() if name in one.lora_A}
+        adapted = adapter_layers(policy.causal_lm)
+        if any(name in one.lora_embedding_A for one in adapted.values()):
+            raise ModelError("the adapter changes the embedding too, so it can't be taken apart")
+        layers = {path: one for path, one in adapted.items() if name in one.lora_A}
         self.factors = {path: _factors(layer, name) for path, layer in layers.items()}
 
     @property

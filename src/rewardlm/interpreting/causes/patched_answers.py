@@ -16,15 +16,17 @@ from transformers import DynamicCache
 
 from rewardlm.config import CausesSettings, GenerationSettings
 from rewardlm.interpreting.answers import TOXIC_ABOVE
+from rewardlm.interpreting.causes.patching import as_random
 from rewardlm.interpreting.causes.sites import Patch, Site, head_outputs, patched, recording
 from rewardlm.interpreting.findings import PatchedAnswers
-from rewardlm.interpreting.intervals import change_between
+from rewardlm.interpreting.intervals import adjust, change_between
 from rewardlm.interpreting.mechanistic.interventions import text_of
 from rewardlm.interpreting.mechanistic.word_contrast import ToxicityFunction
 from rewardlm.measuring import metrics
 from rewardlm.models.architecture import architecture_of
 from rewardlm.models.generate import stream_seed
 from rewardlm.models.load import Policy
+from rewardlm.models.logprobs import microbatches
 from rewardlm.models.lora import using
 from rewardlm.models.sampling import Sampler
 from rewardlm.trunk import evaluating, trunk_states
@@ -100,38 +102,59 @@ def judge_patched(
     judge: ToxicityFunction,
     settings: CausesSettings,
 ) -> list[PatchedAnswers]:
-    """Both models' answers as they are, and with the other's values at one or more ``sites``: is what moves the
-    preference what moves the answers?
+    """Both models' answers as they are, and with the other's values at one or more ``sites``; and the base's with those
+    of an adapter of random weights: is what moves the preference what moves the answers? p-values are corrected
+    together.
     """
     seeds = [stream_seed(settings.seed, "patched", row) for row in range(len(prompts))]
-    rows = []
-    ways: tuple[tuple[Literal["base", "tuned"], str | None, str | None], ...] = (
-        ("base", None, adapter),
-        ("tuned", adapter, None),
-    )
-    for into, receiver, donor in ways:
-        plain: list[float | None] = []
-        for chosen in ([], sites):
-            answers = answers_under_patch(
+    lengths = [len(prompt) + settings.max_new_tokens for prompt in prompts]
+
+    def judged(receiver: str | None, donor: str | None, chosen: Sequence[Site]) -> list[float | None]:
+        answers: list[list[int]] = [[] for _ in prompts]
+        for rows in microbatches(lengths, settings.batch_tokens):
+            found = answers_under_patch(
                 policy,
-                prompts,
+                [prompts[row] for row in rows],
                 receiver=receiver,
                 donor=donor,
                 sites=chosen,
                 max_new_tokens=settings.max_new_tokens,
                 sampling=settings.generation,
-                seeds=seeds,
+                seeds=[seeds[row] for row in rows],
             )
-            scores = list(judge([text_of(policy, answer) for answer in answers]))
-            known = np.array(scores, np.float64)
-            rows.append(
-                PatchedAnswers(
-                    into=into,
-                    sites=[site.name for site in chosen],
-                    toxicity=metrics.mean(known),
-                    toxic_fraction=metrics.toxic_fraction(known, threshold=TOXIC_ABOVE),
-                    change=change_between(plain, scores, n_resamples=2000, seed=settings.seed) if plain else None,
-                )
-            )
-            plain = plain or scores
+            for row, answer in zip(rows, found, strict=True):
+                answers[row] = answer
+        return list(judge([text_of(policy, answer) for answer in answers]))
+
+    plain = {"base": judged(None, adapter, []), "tuned": judged(adapter, None, [])}
+    with as_random(policy, adapter, settings.seed)():
+        by_chance = judged(None, adapter, sites)
+    rows = [
+        _row("base", plain["base"]),
+        _row("base", judged(None, adapter, sites), plain["base"], sites, seed=settings.seed),
+        _row("base", by_chance, plain["base"], sites, seed=settings.seed, random=True),
+        _row("tuned", plain["tuned"]),
+        _row("tuned", judged(adapter, None, sites), plain["tuned"], sites, seed=settings.seed),
+    ]
+    adjust([row.change for row in rows if row.change is not None])
     return rows
+
+
+def _row(
+    into: Literal["base", "tuned"],
+    scores: Sequence[float | None],
+    plain: Sequence[float | None] | None = None,
+    sites: Sequence[Site] = (),
+    *,
+    seed: int = 0,
+    random: bool = False,
+) -> PatchedAnswers:
+    known = np.array(scores, np.float64)
+    return PatchedAnswers(
+        into=into,
+        sites=[site.name for site in sites],
+        random=random,
+        toxicity=metrics.mean(known),
+        toxic_fraction=metrics.toxic_fraction(known, threshold=TOXIC_ABOVE),
+        change=None if plain is None else change_between(plain, scores, n_resamples=2000, seed=seed),
+    )

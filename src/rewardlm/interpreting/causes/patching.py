@@ -158,8 +158,9 @@ def exact_effects(
     closely: Set[Site] | None = None,
     say: Say | None = None,
 ) -> Exact:
-    """Every site of ``sites`` patched by itself into the base; those of ``closely`` (None: all) in the two other ways
-    too, which are NaN elsewhere. These and all streams are patched by kind of position, too.
+    """Every site of ``sites`` patched by itself into the base, with the tuned model's value and (but for the stream)
+    with the adapter's own doing there; those of ``closely`` (None: all) out of the tuned model, too, which is NaN
+    elsewhere. These and all streams are patched by kind of position, too.
     """
     causal_lm = policy.causal_lm
     into, own, out_of = (np.full((len(pairs), len(sites)), np.nan) for _ in range(3))
@@ -183,7 +184,7 @@ def exact_effects(
         ):
             with using(policy, name):
                 for column, site in enumerate(sites):
-                    if found is not into and closely is not None and site not in closely:
+                    if found is out_of and closely is not None and site not in closely:
                         continue
                     if site.kind == "stream" and donor is alone:
                         continue
@@ -265,7 +266,7 @@ def patch_sites(
     (estimated,) = site_effects(policy, pairs, [lambda: using(policy, adapter)], settings.batch_tokens)
     sites = estimated.sites
     through, own = estimated.through.sum(-1), estimated.own.sum(-1)
-    closely, chosen = sites_to_patch(sites, through.mean(0), own.mean(0), settings.exact_sites)
+    closely, spread, chosen = sites_to_patch(sites, through.mean(0), own.mean(0), settings.exact_sites)
     exact = exact_effects(
         policy,
         pairs,
@@ -275,17 +276,18 @@ def patch_sites(
         closely={sites[at] for at in closely},
         say=tell,
     )
-    of_placebo = np.zeros((0, len(sites)))
+    of_placebo, placebo_change = np.zeros((0, len(sites))), None
     if placebo:
         tell("placebo pairs")
         (on_placebo,) = site_effects(policy, placebo, [lambda: using(policy, adapter)], settings.batch_tokens)
         of_placebo = on_placebo.through.sum(-1)
+        placebo_change = preference_change(policy, adapter, placebo, settings)
     place_of = {at: place for place, at in enumerate(chosen)}
     # Exact where it is known.
     by_site, by_own = through.copy(), own.copy()
     for at, place in place_of.items():
         by_site[:, at] = exact.into[:, place]
-        if at in closely:
+        if sites[at].kind != "stream":
             by_own[:, at] = exact.own[:, place]
     of_site, of_own = ([change_over_pairs(column, settings) for column in values.T] for values in (by_site, by_own))
     is_stream = np.array([site.kind == "stream" for site in sites])
@@ -317,7 +319,7 @@ def patch_sites(
                 own_ci95=None if stream else of_own[at].ci95,
                 own_p_adjusted=None if stream else of_own[at].p_adjusted,
                 own_p_random=own_p_random,
-                origin=at in closely and not stream and _passes(of_own[at], own_p_random),
+                origin=known and not stream and _passes(of_own[at], own_p_random),
                 exact=known,
                 estimate=float(through[:, at].mean()),
                 out_of=float(exact.out_of[:, place_of[at]].mean()) if at in closely else None,
@@ -328,7 +330,26 @@ def patch_sites(
                 ),
             )
         )
-    return rows, _facts(rows, exact, through, chosen, chance[False], of_placebo, len(pairs), settings)
+    # How well estimates rank exact effects is asked of sites that the estimates didn't choose.
+    places = [place_of[at] for at in spread]
+    facts = PatchingFacts(
+        pairs=len(pairs),
+        before=float(exact.before.mean()),
+        after=float(exact.after.mean()),
+        change=change_over_pairs(exact.after - exact.before, settings),
+        sites=len(rows),
+        exact_sites=len(chosen),
+        rank_correlation=_rank_correlation(through[:, spread], exact.into[:, places]),
+        own_rank_correlation=_rank_correlation(own[:, spread], exact.own[:, places]),
+        random_adapters=len(random),
+        largest_random=max(chance[False]) if random else None,
+        origins=[row.site for row in rows if row.origin],
+        claimed=[row.site for row in rows if row.claimed],
+        placebo_pairs=len(placebo),
+        placebo_claimed=_claimed_of(of_placebo[:, ~is_stream], chance[False], settings),
+        placebo_change=placebo_change,
+    )
+    return rows, facts
 
 
 @torch.no_grad()
@@ -371,10 +392,12 @@ def as_random(policy: Policy, adapter: str, seed: int) -> Switch:
 
 def sites_to_patch(
     sites: Sequence[Site], through: FloatArray, own: FloatArray, number: int
-) -> tuple[set[int], list[int]]:
-    """Which sites are patched exactly, and which of them in all ways: the ``number`` heads and MLPs with the largest
-    estimates of either kind. The others are as many of the rest, evenly spread, by which the estimates are checked, and
-    every fourth stream, the last among them. ``through`` and ``own`` Float[S] are mean estimates.
+) -> tuple[set[int], list[int], list[int]]:
+    """Which sites are patched in all ways, by which others the estimates are checked, and all that are patched exactly.
+
+    The first are the ``number`` heads and MLPs with the largest estimates of either kind, the second as many of the
+    rest, evenly spread; to these comes every fourth stream, the last among them. ``through`` and ``own`` Float[S] are
+    mean estimates.
     """
     writes = [at for at, site in enumerate(sites) if site.kind != "stream"]
     # Half by either estimate, then whatever is next by both in turn.
@@ -384,9 +407,10 @@ def sites_to_patch(
         closely += [at for at in dict.fromkeys(both) if at not in closely]
     first = closely[:number]
     rest = [at for at in ranked[1] if at not in first]
-    spread = {round(at) for at in np.linspace(0, len(rest) - 1, min(number, len(rest)))} if rest else set()
+    places = {round(at) for at in np.linspace(0, len(rest) - 1, min(number, len(rest)))} if rest else set()
+    spread = sorted(rest[place] for place in places)
     streams = [at for at, site in enumerate(sites) if site.kind == "stream"]
-    return set(first), sorted([*first, *(rest[at] for at in spread), *streams[::-4]])
+    return set(first), spread, sorted([*first, *spread, *streams[::-4]])
 
 
 def change_over_pairs(effects: FloatArray, settings: CausesSettings) -> Estimate:
@@ -400,47 +424,23 @@ def _passes(effect: Estimate, p_random: float | None) -> bool:
     return beyond and (shown(effect, 1) or shown(effect, -1))
 
 
-def _facts(
-    rows: Sequence[PatchedSite],
-    exact: Exact,
-    estimates: FloatArray,
-    chosen: Sequence[int],
-    chance: Sequence[float],
-    of_placebo: FloatArray,
-    pairs: int,
-    settings: CausesSettings,
-) -> PatchingFacts:
+def _rank_correlation(estimates: FloatArray, exact: FloatArray) -> float | None:
+    """Spearman's, of mean effects of sites, Float[N, S] each; None for too few sites, or where all are equal."""
     from scipy.stats import spearmanr
 
-    writes = [place for place, at in enumerate(chosen) if rows[at].kind != "stream"]
-    by_estimate = [float(estimates[:, chosen[place]].mean()) for place in writes]
-    by_exact = [float(exact.into[:, place].mean()) for place in writes]
-    known = len(writes) > 2 and len(set(by_exact)) > 1 and len(set(by_estimate)) > 1
-    on_placebo = [change_over_pairs(column, settings) for column in of_placebo.T] if len(of_placebo) >= FEWEST else []
-    adjust(on_placebo)
-    return PatchingFacts(
-        pairs=pairs,
-        before=float(exact.before.mean()),
-        after=float(exact.after.mean()),
-        change=change_over_pairs(exact.after - exact.before, settings),
-        sites=len(rows),
-        exact_sites=len(chosen),
-        rank_correlation=float(spearmanr(by_estimate, by_exact).statistic) if known else None,
-        random_adapters=len(chance),
-        largest_random=max(chance) if chance else None,
-        origins=[row.site for row in rows if row.origin],
-        claimed=[row.site for row in rows if row.claimed],
-        placebo_pairs=len(of_placebo),
-        placebo_claimed=(
-            sum(
-                _passes(one, _rank(one.mean or 0.0, chance))
-                for one, row in zip(on_placebo, rows, strict=True)
-                if row.kind != "stream"
-            )
-            if on_placebo
-            else None
-        ),
-    )
+    by_estimate, by_exact = estimates.mean(0), exact.mean(0)
+    if len(by_exact) < 3 or len(set(by_exact.tolist())) < 2 or len(set(by_estimate.tolist())) < 2:
+        return None
+    return float(spearmanr(by_estimate, by_exact).statistic)
+
+
+def _claimed_of(effects: FloatArray, chance: Sequence[float], settings: CausesSettings) -> int | None:
+    """Of how many sites a claim would be made by estimates Float[N, S]; None on too few prompts."""
+    if len(effects) < FEWEST:
+        return None
+    changes = [change_over_pairs(column, settings) for column in effects.T]
+    adjust(changes)
+    return sum(_passes(one, _rank(one.mean or 0.0, chance)) for one in changes)
 
 
 def token_effects(policy: Policy, adapter: str, pair: JudgedPair, sites: Sequence[Site]) -> list[list[list[float]]]:

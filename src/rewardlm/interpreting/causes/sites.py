@@ -215,8 +215,9 @@ def patched(arch: Architecture, patch: Patch, out: Sequence[Tensor]) -> Iterator
 
     def attends(layer: int, heads: Sequence[int]) -> Any:
         def hook(module: Any, args: tuple[Any, ...], output: Tensor) -> Tensor:
-            theirs = patch.donor.z[layer][:, :, heads]
-            own = args[0].reshape(*theirs.shape[:2], arch.n_heads, -1)[:, :, heads]
+            # W_O by head is float32, whatever the model is.
+            theirs = patch.donor.z[layer][:, :, heads].float()
+            own = args[0].reshape(*theirs.shape[:2], arch.n_heads, -1)[:, :, heads].float()
             new = torch.einsum("bthd,hdm->btm", theirs, patch.donor.out[layer][heads])
             old = torch.einsum("bthd,hdm->btm", own, out[layer][heads])
             return output + chosen(new, old, patch.at).sub(old).to(output).reshape(output.shape)
