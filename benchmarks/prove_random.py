@@ -4,7 +4,8 @@
 
 Every subject has random weights, each module as large as that of the trained adapter. It goes through what ``interpret
 patching=true`` does, both on pairs of the base's own answers and on pairs with the subject's new answers, with the same
-20 random controls for all subjects: these don't depend on the subject. A subject none of whose sites has a larger
+20 random controls for all subjects: these don't depend on the subject. (So subjects aren't independent trials, and the
+share of those with a claim has no interval.) A subject none of whose sites has a larger
 estimate than all controls can't have a claim, so only the others are patched. What is found is appended to --out, so it
 goes on where it was stopped.
 """
@@ -17,7 +18,7 @@ from pathlib import Path
 
 import numpy as np
 from page import write_between
-from prove_inside import PAGE, ends
+from prove_inside import PAGE
 
 from rewardlm.config import CausesSettings, GenerationSettings, ModelSettings
 from rewardlm.data.prompts import load_prompts
@@ -107,10 +108,10 @@ def main() -> None:
         with given.out.open("a") as file:
             file.write(json.dumps(claimed) + "\n")
     n = len(known)
-    lines = ["| pairs | random adapters | something is claimed of | 95 % interval |", "|---|---|---|---|"]
+    lines = ["| pairs | random adapters | something is claimed of |", "|---|---|---|"]
     for way, words_of in WORDS.items():
         wrong = sum(bool(one[way]) for one in known)
-        lines.append(f"| {words_of} | {n} | {wrong} | {ends(wrong, n)} |")
+        lines.append(f"| {words_of} | {n} | {wrong} |")
     print("\n".join(lines))
     if given.write:
         write_between("random", "\n".join(lines), PAGE)

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
 import shutil
+from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -170,14 +172,43 @@ def test_a_vocabulary_without_toxic_words_is_told(
 
 
 @pytest.mark.slow
-def test_a_minimal_adapter_is_one_like_any_other(done: Path, runs: list[Path]) -> None:
-    found = json.loads((done / f"{KIND}.json").read_text())["models"][1]["minimal_adapter"]
-    if found["reason"] is not None:
-        assert "not shown to fall" in found["reason"]
-        return
+def test_a_minimal_adapter_is_one_like_any_other(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """From runs with settings of their own to a part that is written, and loaded by what the result says of it."""
+    made = measured_tiny_runs(tmp_path / "runs", labels=("PT", "FT"), prompts=40, size=1.0, top_p=0.9, temperature=0.1)
+    said = [Counter("".join(one["text"] for one in Run.open(path).read("generations"))) for path in made]
+    sizes = [counted.total() for counted in said]
+    favourites = {letter for letter in said[0] if said[0][letter] / sizes[0] > said[1][letter] / sizes[1]}
+
+    def share(counted: Counter[str]) -> float:
+        return sum(counted[letter] for letter in favourites) / counted.total()
+
+    middle = (share(said[0]) + share(said[1])) / 2
+
+    def judge(texts: Sequence[str]) -> list[float | None]:
+        """Toxic is what has many letters that PT uses more often than FT. So FT is less toxic, by its weights."""
+        return [1 / (1 + math.exp(30 * (middle - share(Counter(text))))) if text else None for text in texts]
+
+    for path in made:
+        scores = judge([one["text"] for one in sorted(Run.open(path).read("generations"), key=lambda one: one["id"])])
+        rescore(path, lambda k, scores=scores: scores[k] or 0.0)  # type: ignore[misc]
+    monkeypatch.setattr(explain, "judge_of", lambda name, device: (judge, []))
+    more = {"heads": False, "patching": False}
+    settings = SETTINGS.model_copy(update={**more, "causes": CausesSettings(prompts=20, max_new_tokens=12, keep=0.3)})
+    interpret(made, settings, tmp_path / "out")
+    found = json.loads((tmp_path / "out" / f"{KIND}.json").read_text())
+    # As the runs' own answers were, and so it is told.
+    assert found["causes"]["generation"]["top_p"] == 0.9
+    assert found["causes"]["generation"]["temperature"] == 0.1
+    minimal = found["models"][1]["minimal_adapter"]
+    assert minimal["reason"] is None
+    assert minimal["adapter"] == "minimal/FT/adapter"
+    assert 0 < minimal["parameters"] < minimal["of_parameters"]
+    assert minimal["kept"] == pytest.approx(minimal["parameters"] / minimal["of_parameters"])
+    assert minimal["whole"]["toxicity"] < minimal["base"]["toxicity"]
     policy = tiny_policy()
-    load_adapter(policy, done / found["adapter"])
-    assert found["parameters"] < found["of_parameters"]
+    load_adapter(policy, tmp_path / "out" / minimal["adapter"])
+    written = sum(one.numel() for name, one in policy.model.named_parameters() if "lora_" in name)
+    assert written >= minimal["parameters"]
 
 
 def test_labels_that_are_no_names_of_folders() -> None:

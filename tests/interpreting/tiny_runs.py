@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import torch
 from small_models import tiny_policy
 
-from rewardlm.config import LoraSettings, MeasureSettings
+from rewardlm.config import GenerationSettings, LoraSettings, MeasureSettings
 from rewardlm.measuring.meter import measure
 from rewardlm.models.lora import add_lora, save_adapter
 from rewardlm.runs import Run
@@ -18,7 +18,7 @@ LABELS = ("PT", "FT", "RL")
 N_PROMPTS = 10
 
 
-def write_adapter(folder: Path, seed: int) -> Path:
+def write_adapter(folder: Path, seed: int, size: float = 0.1) -> Path:
     """An adapter on tiny, as training would leave it."""
     policy = tiny_policy()
     add_lora(policy, LoraSettings(r=4), seed=seed)
@@ -26,16 +26,23 @@ def write_adapter(folder: Path, seed: int) -> Path:
     with torch.no_grad():
         for name, parameter in policy.model.named_parameters():
             if "lora_B" in name:
-                parameter.copy_(torch.randn(parameter.shape, generator=generator) * 0.1)
+                parameter.copy_(torch.randn(parameter.shape, generator=generator) * size)
     save_adapter(policy.model, folder)
     return folder
 
 
-def measured_tiny_runs(folder: Path) -> list[Path]:
-    """PT, FT and RL, ten prompts each, with two answers a prompt."""
+def measured_tiny_runs(
+    folder: Path,
+    *,
+    labels: Sequence[str] = LABELS,
+    prompts: int = N_PROMPTS,
+    size: float = 0.1,
+    **generation: float,
+) -> list[Path]:
+    """PT, FT and RL, with two answers a prompt."""
     runs = []
-    for seed, label in enumerate(LABELS):
-        adapter = None if label == "PT" else write_adapter(folder / f"adapter-{label}", seed)
+    for seed, label in enumerate(labels):
+        adapter = None if label == "PT" else write_adapter(folder / f"adapter-{label}", seed, size)
         settings = MeasureSettings(
             model="tiny",
             adapter=adapter,
@@ -43,12 +50,13 @@ def measured_tiny_runs(folder: Path) -> list[Path]:
             device="cpu",
             scorer=["lexical"],
             label=label,
-            limit=N_PROMPTS,
+            limit=prompts,
             samples=2,
             max_new_tokens=12,
             similarity=False,
             perplexity=False,
             counter_narrative=None,
+            generation=GenerationSettings.model_validate(generation),
         )
         measure(settings, folder / label)
         runs.append(folder / label)
