@@ -90,8 +90,9 @@ def service(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[FakeSer
 @pytest.fixture(autouse=True)
 def _nothing_named(monkeypatch: pytest.MonkeyPatch) -> None:
     """What one test's user has named isn't named by the next, nor by whoever runs the tests."""
-    for named in (NAMED.origins, NAMED.clusters, NAMED.variables, NAMED.keys):
+    for named in (NAMED.origins, NAMED.clusters, NAMED.variables, NAMED.keys, NAMED.rubrics):
         named.clear()
+    NAMED.plain_http = False
     monkeypatch.setattr(keys, "credentials_file", lambda: Path("/nonexistent/credentials.yaml"))
 
 

@@ -29,7 +29,7 @@ import httpx
 import tenacity
 
 from rewardlm.config import ServiceSettings, secrets_in_url, without_secrets
-from rewardlm.config.keys import credentials_file, host_of, is_here, may_get, may_leave
+from rewardlm.config.keys import credentials_file, host_of, is_here, may_be_read_along, may_get, may_leave
 from rewardlm.errors import ServiceError
 
 # Worth another try: too many requests, a time-out on the server's side, any other server error.
@@ -76,11 +76,15 @@ def check_address(settings: ServiceSettings, *, what: str, section: str) -> None
         return
     url, variable = settings.url.get_secret_value(), settings.key_variable
     address = without_secrets(url)
-    if url.lower().startswith("http:") and not settings.plain_http and not is_here(url):
-        raise ServiceError(
-            f"{what}: everybody on the way to {address} could read the texts and the key, because it is http: give an "
-            f"address with https, or {section}.plain_http=true"
-        )
+    if url.lower().startswith("http:") and not is_here(url):
+        open_to_all = f"{what}: everybody on the way to {address} could read the texts and the key, because it is http"
+        if not settings.plain_http:
+            raise ServiceError(f"{open_to_all}: give an address with https, or {section}.plain_http=true")
+        if not may_be_read_along(url):
+            raise ServiceError(
+                f"{open_to_all}, and only a file asks for it, which may come from others: give an address with https, "
+                f"or say {section}.plain_http=true yourself (in an experiment below its stage)"
+            )
     if settings.key:
         if not may_get(settings.key.get_secret_value(), url):
             raise ServiceError(

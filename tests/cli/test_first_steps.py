@@ -201,6 +201,9 @@ def test_bash_completion_can_be_installed(home: dict[str, str], tmp_path: Path) 
         ("rewardlm settings rlaf | head -n 1 >/dev/null; exit ${PIPESTATUS[0]}", 0),
         ("rewardlm settings rlaf >/dev/full", 1),
         ("rewardlm nonsense 2>&-", 2),
+        # A dash and an apostrophe that this encoding doesn't have.
+        ("PYTHONIOENCODING=ascii rewardlm settings measure >/dev/null", 0),
+        ("PYTHONIOENCODING=latin-1 rewardlm settings interpret >/dev/null", 0),
         ("env -u HOME rewardlm settings score >/dev/null", 0),
         ("TERM=dumb rewardlm settings score >/dev/null", 0),
     ],

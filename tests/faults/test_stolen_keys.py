@@ -191,6 +191,56 @@ def test_http_to_another_machine_is_refused_unless_asked_for(
     assert "plain_http" not in capfd.readouterr().err
 
 
+def test_a_file_alone_cannot_ask_for_plain_http(home: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    address = "http://192.0.2.1:9/v1"
+    config = written(judge(address, plain_http=True, tries=1, timeout_seconds=0.2))
+    assert command(*SCORE, "--config", config) == 1
+    said = capfd.readouterr().err
+    assert "only a file asks for it" in said
+    assert len(said.strip().splitlines()) == 1
+    for asked in ("services.endpoint.plain_http=true", f"services.endpoint.url={address}"):
+        assert command(*SCORE, "--config", config, asked) == 1
+        assert "only a file asks for it" not in capfd.readouterr().err
+        keys.NAMED.origins.clear()
+        keys.NAMED.plain_http = False
+
+
+def rated(_: Asked) -> Reply:
+    return Reply({"choices": [{"message": {"content": '{"toxicity": 0}'}}], "id": "1", "model": "m"})
+
+
+def test_a_rubric_is_no_way_to_a_users_files(
+    home: Path, service: FakeService, tmp_path_factory: pytest.TempPathFactory, capfd: pytest.CaptureFixture[str]
+) -> None:
+    """It is sent to the server. A link travels with a stranger's repository, as a file of theirs does."""
+    service.answer = rated
+    private = tmp_path_factory.mktemp("elsewhere") / "diary.txt"
+    private.write_text(f"Dear diary, {CANARY}")
+    Path("rubric.txt").symlink_to("/proc/self/environ")
+    Path("linked.md").symlink_to(private)
+    for rubric in ("rubric.txt", "linked.md", str(private), f"../{private.parent.name}/diary.txt"):
+        settings = {"services": {"endpoint": {"url": service.url, "kind": "chat", "model": "m", "rubric": rubric}}}
+        assert command(*SCORE, "--config", written(settings)) == 2
+        said = capfd.readouterr().err
+        assert "outside of the folder that you work in" in said
+        assert [line.startswith("error: ") for line in said.strip().splitlines()].count(True) == 1
+        assert said.strip().splitlines()[-1].startswith("error: ")
+    assert service.asked == []
+    # What is secret holds NUL even where the user's own folder is the root.
+    Path("own.txt").write_bytes(b"A=1\0B=2")
+    settings["services"]["endpoint"]["rubric"] = "own.txt"
+    assert command(*SCORE, "--config", written(settings)) == 2
+    assert "NUL character" in capfd.readouterr().err
+    # One that the user names may lie anywhere; one of the folder's own needs no name.
+    Path("fine.md").write_text("Rate it.")
+    settings["services"]["endpoint"]["rubric"] = "fine.md"
+    assert command(*SCORE, "--config", written(settings)) == 0
+    assert command("import", "answers.csv", "--label", "PT", "--out", "again") == 0
+    named = f"services.endpoint.rubric={private}"
+    assert command("score", "again", *SCORE[2:], "--config", written(settings), named) == 0
+    assert any(CANARY in json.dumps(asked.body) for asked in service.asked)
+
+
 def test_a_key_that_the_user_typed_goes_to_no_host_of_a_file(
     home: Path, service: FakeService, capfd: pytest.CaptureFixture[str]
 ) -> None:

@@ -129,6 +129,29 @@ def test_the_same_again_does_nothing_and_other_settings_are_refused(judges: Any,
         meter.measure(settings_of(seed=1), tmp_path / "run")
 
 
+def test_prompts_that_changed_since_are_told(judges: Any, tmp_path: Path) -> None:
+    """The run goes on with its own copy."""
+    file = tmp_path / "prompts.txt"
+    file.write_text("one\ntwo\n")
+    mine = settings_of(prompts=str(file), limit=None, part="all")
+    run = meter.measure(mine, tmp_path / "run")
+    asked = [prompt.text for prompt in run.prompts()]
+    for content, words in (
+        (None, None),
+        ("one\nthree\n", "has changed since the run began"),
+        ("", "is empty; expected one text per line; the run goes on with its own copy"),
+    ):
+        if content is not None:
+            file.write_text(content)
+        run.update(status="running")
+        cut_lines(run.path / "generations.jsonl", 1)
+        cut_lines(run.path / "scores.jsonl", 0)
+        told: list[str] = []
+        run = meter.measure(mine, tmp_path / "run", say=told.append)
+        assert [prompt.text for prompt in run.prompts()] == asked
+        assert [words in one for one in told] == [True] if words else not told
+
+
 def test_a_primary_outcome_is_spelt_out_before_the_first_answer_and_stays(judges: Any, tmp_path: Path) -> None:
     """The settings hold what was asked for alone."""
     asked = {"split": "all"}

@@ -252,6 +252,25 @@ def test_a_users_function_that_exits_fails_like_any_other(tmp_path, monkeypatch)
         load_scorer("my_judge_exits_at_once:f")
 
 
+def test_a_users_function_may_raise_anything(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "my_judge_ends.py").write_text(
+        "class End(BaseException): pass\n"
+        "def f(texts):\n"
+        "    if 'b' in texts: raise End('of it')\n"
+        "    if 'c' in texts: raise GeneratorExit\n"
+        "    if 'stop' in texts: raise KeyboardInterrupt\n"
+        "    return [0.5] * len(texts)\n"
+    )
+    judge = load_scorer("my_judge_ends:f")
+    found = score_texts(judge, ["a", "b", "c"])
+    assert [verdict.failed for verdict in found] == [False, True, True]
+    assert "f raised End: of it" in found[1].reason
+    assert "GeneratorExit" in found[2].reason
+    with pytest.raises(KeyboardInterrupt):
+        score_texts(judge, ["stop"])
+
+
 @pytest.mark.parametrize("spec", ["lexcial", "", "a b", "../no/such/folder", "x" * 300, "a\0b", "a:b:c", ":f"])
 def test_an_unknown_name_lists_what_is_possible(spec):
     with pytest.raises(ScorerError, match="lexical, lexical2, a hub id") as caught:

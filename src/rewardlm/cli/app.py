@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import os
 import sys
 import warnings
@@ -70,6 +71,9 @@ def main() -> None:
         if getattr(sys, name) is None:
             # Closed by the caller (>&-): what is printed goes nowhere, as in a shell's own commands.
             setattr(sys, name, open(os.devnull, "w", encoding="utf-8"))  # noqa: SIM115 (as long as the process)
+        # A terminal or a pipe that isn't UTF-8 gets a question mark for what it can't show.
+        if hasattr(stream := getattr(sys, name), "reconfigure"):
+            stream.reconfigure(errors="replace")
     with second_one_ends(several=_several()) as asked:
         code = _flushed(_run(asked))
     if _several():
@@ -109,12 +113,14 @@ def _run(asked: Interrupts) -> int:
         return _nobody_reads()
     except Exception as error:
         if is_full(error):
-            name = getattr(error, "filename", None) or "a file"
+            name = getattr(error, "filename", None) or "the output or a file"
             return _fail(full_disk(error, str(name), "what was written before is safe"), 1)
         if not isinstance(error, OSError) or error.errno is None:
             raise
         # A folder that may not be written: the machine's state, not a bug of ours.
-        return _fail(f"{error.filename or 'input or output failed'}: {error.strerror}", 1)
+        advice = {errno.EROFS: "write to another place", errno.EACCES: "change who may write there"}.get(error.errno)
+        said = f"{error.filename or 'input or output failed'}: {error.strerror}"
+        return _fail(said if advice is None else f"{said}; {advice}, and run the same command again", 1)
     return code if isinstance(code, int) else 0
 
 

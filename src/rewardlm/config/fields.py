@@ -39,6 +39,8 @@ class Depends:
     """Marks a setting whose default depends on other settings: a file to start from leaves it as a comment."""
 
 
+# More answers to a prompt than anybody draws: tables of prompts by answers must fit into memory.
+MOST_SAMPLES = 100_000
 Dtype = Literal["auto", "float32", "bfloat16", "float16"]
 Part = Literal["all", "train", "measure"]
 Resume = Literal["exact", "inexact"]

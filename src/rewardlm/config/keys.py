@@ -35,16 +35,21 @@ VENDORS = {"OPENAI_API_KEY": "api.openai.com", "PERSPECTIVE_API_KEY": "commentan
 
 @dataclass
 class Named:
-    """What the user of this process has named: addresses (by ``origin_of``), Ray clusters, variables, and keys."""
+    """What the user of this process has named: addresses (by ``origin_of``), Ray clusters, variables, keys and rubrics;
+    and whether they asked for plain http."""
 
     origins: set[str] = field(default_factory=set)
     clusters: set[str] = field(default_factory=set)
     variables: set[str] = field(default_factory=set)
     keys: set[str] = field(default_factory=set)
+    rubrics: set[str] = field(default_factory=set)
+    plain_http: bool = False
 
     def note(self, given: Mapping[str, Any]) -> None:
         """Every address, variable and key in settings that the user gave, by dotted keys or in sections."""
         for name, value in _leaves(given):
+            if name == "plain_http" and value is True:
+                self.plain_http = True
             text = value.get_secret_value() if isinstance(value, SecretStr) else value
             if not isinstance(text, str) or not text:
                 continue
@@ -56,6 +61,8 @@ class Named:
                 self.variables.add(text)
             elif name == "key":
                 self.keys.add(text)
+            elif name == "rubric":
+                self.rubrics.add(text)
 
     def add(self, other: Named) -> None:
         """Of another process of the same user."""
@@ -63,6 +70,8 @@ class Named:
         self.clusters |= other.clusters
         self.variables |= other.variables
         self.keys |= other.keys
+        self.rubrics |= other.rubrics
+        self.plain_http |= other.plain_http
 
 
 # Of this process: settings are copied, dumped and validated again on their way, and wouldn't keep who named what.
@@ -108,6 +117,13 @@ def may_leave(variable: str, url: str) -> bool:
         return True
     # A file must not choose to send it where everybody can read it.
     return variable in _given_to(host_of(url)) and (origin.startswith("https:") or is_here(url))
+
+
+def may_be_read_along(url: str) -> bool:
+    """Whether this address may be asked by http, where the settings say so: the user has said it, or has named the
+    address. A file alone can't.
+    """
+    return NAMED.plain_http or origin_of(url) in NAMED.origins
 
 
 def may_get(key: str, url: str) -> bool:

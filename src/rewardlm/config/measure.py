@@ -7,7 +7,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Field, model_validator
 
-from rewardlm.config.fields import Flag, Matching, MaxFailedShare, Names, Part, TextColumn, Thresholds
+from rewardlm.config.fields import MOST_SAMPLES, Flag, Matching, MaxFailedShare, Names, Part, TextColumn, Thresholds
 from rewardlm.config.model import GenerationSettings, ModelSettings
 from rewardlm.config.section import Section
 from rewardlm.config.services import ServerSettings, ServicesSettings, ServiceUrl
@@ -55,7 +55,7 @@ class MeasureSettings(ModelSettings):
     label: Annotated[str | None, Flag()] = Field(
         None, description="What tables call this model, for example PT; by default the adapter's run, or the model."
     )
-    samples: Annotated[int, Flag()] = Field(1, ge=1, description="Answers per prompt.")
+    samples: Annotated[int, Flag()] = Field(1, ge=1, le=MOST_SAMPLES, description="Answers per prompt.")
     max_new_tokens: Annotated[int, Flag()] = Field(MAX_NEW_TOKENS, ge=1, description="Longest answer, in tokens.")
     steer: Annotated[Path | None, Flag(metavar="DIR")] = Field(
         None, description="Steer the model while it answers: a folder of rewardlm steer fit."

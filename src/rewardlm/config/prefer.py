@@ -7,7 +7,7 @@ from typing import Annotated, Any, ClassVar, Literal
 
 from pydantic import Field, model_validator
 
-from rewardlm.config.fields import Depends, Flag, is_function_name
+from rewardlm.config.fields import MOST_SAMPLES, Depends, Flag, is_function_name
 from rewardlm.config.rewards import Doubt, RewardedSettings
 from rewardlm.config.section import Section
 
@@ -84,7 +84,7 @@ class PreferSettings(RewardedSettings):
         description="dpo learns pairs; kto the same answers, each for itself, as wanted or unwanted; raft fine-tunes "
         "on the best answers to each prompt (pairs.per_prompt).",
     )
-    samples: Annotated[int, Flag()] = Field(8, ge=1, description="Answers drawn for each prompt.")
+    samples: Annotated[int, Flag()] = Field(8, ge=1, le=MOST_SAMPLES, description="Answers drawn for each prompt.")
     steps: Annotated[int, Flag()] = Field(40, ge=1, description="Optimizer steps, over all rounds.")
     rounds: Annotated[int, Flag()] = Field(
         1,

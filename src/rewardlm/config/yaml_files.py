@@ -137,7 +137,8 @@ def _check_scalar(node: yaml.ScalarNode, loader: yaml.SafeLoader) -> None:
         raise yaml.MarkedYAMLError(problem=f"an integer of {len(node.value):,} digits", problem_mark=node.start_mark)
     try:
         loader.construct_object(node)  # type: ignore[no-untyped-call]
-    except (ValueError, OverflowError, KeyError, IndexError) as error:
+    # What YAML's own readers raise for a value that their pattern doesn't fit.
+    except (ValueError, OverflowError, KeyError, IndexError, AttributeError, TypeError) as error:
         raise yaml.MarkedYAMLError(
             problem=f"{node.value[:40]!r} is no {kind}: {error}", problem_mark=node.start_mark
         ) from None

@@ -124,6 +124,10 @@ def _measure(
         pair_judge = load_pair_judge(settings.counter_narrative, device=device)
     begun = "prompts_hash" in run.meta
     run = processes.first(lambda: _store_prompts(run, settings, scorers, device))
+    if say is not None and begun and processes.is_main:
+        changed = _changed_since(run, settings)
+        if changed is not None:
+            say(changed)
     if say is not None and not begun:
         small = size_warning(settings, run.prompts(), toxic_by=run.meta["toxic_by"])
         if small is not None:
@@ -239,6 +243,22 @@ def _store_prompts(run: Run, settings: MeasureSettings, scorers: Sequence[Scorer
         toxic_by=toxic_by,
     )
     return run
+
+
+def _changed_since(run: Run, settings: MeasureSettings) -> str | None:
+    """A sentence where a file of prompts isn't what it was when the run began; a run goes on with its own copy."""
+    if not Path(settings.prompts.rpartition(":")[0] or settings.prompts).expanduser().is_file():
+        return None
+    try:
+        same = prompts_hash(prompts_of(settings).prompts) == run.meta["prompts_hash"]
+    except DataError as error:
+        return f"{error}; the run goes on with its own copy of the prompts"
+    if same:
+        return None
+    return (
+        f"{settings.prompts} has changed since the run began, which goes on with its own copy of the prompts; to "
+        "measure on the new ones, choose another --out"
+    )
 
 
 def _judge_prompts(

@@ -268,7 +268,10 @@ def _jsonl_rows(path: Path, content: bytes) -> list[Row]:
         try:
             row = json.loads(line)
         except (ValueError, RecursionError) as error:  # a ValueError is JSON's own, or a number of thousands of digits
-            reason = getattr(error, "msg", "nested too deep" if isinstance(error, RecursionError) else "a huge number")
+            reason = getattr(error, "msg", None)
+            if reason is None:
+                what = "is nested too deep" if isinstance(error, RecursionError) else "holds a huge number"
+                raise DataError(f"{where}: it {what}; expected a JSON object of texts and numbers") from None
             raise DataError(f"{where}: not JSON ({reason}): is the line cut off?") from None
         if not isinstance(row, dict):
             raise DataError(f"{where}: expected a JSON object, got {type(row).__name__}")

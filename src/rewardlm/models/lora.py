@@ -31,6 +31,7 @@ from rewardlm.config import LoraSettings
 from rewardlm.disk import nothing_left, writing
 from rewardlm.errors import ModelError
 from rewardlm.models.load import Policy
+from rewardlm.models.names import check_adapter
 
 POLICY, REFERENCE, CRITIC, ORIGIN = "default", "reference", "critic", "origin"
 
@@ -385,8 +386,7 @@ def _adapter_folder(folder: Path) -> Path:
     for candidate in (folder, folder / "adapter"):
         if (candidate / "adapter_config.json").exists():
             return candidate
-    if not folder.exists():
-        raise ModelError(f"adapter {folder}: no such folder")
+    check_adapter(folder)
     raise ModelError(f"adapter {folder}: it has no adapter_config.json; expected a PEFT adapter or a trained run")
 
 

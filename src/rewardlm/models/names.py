@@ -33,7 +33,8 @@ def check_model(spec: str) -> None:
 def check_adapter(folder: Path) -> None:
     """Raise ModelError where there is no such folder."""
     if not folder.is_dir():
-        raise ModelError(f"adapter {folder}: no such folder")
+        what = "it is a file" if folder.is_file() else "no such folder"
+        raise ModelError(f"adapter {folder}: {what}; expected a folder with a PEFT adapter")
 
 
 def refuse_empty(folder: Path) -> None:

@@ -17,7 +17,8 @@ from typing import Any
 
 from rewardlm.config import EndpointSettings, ServicesSettings, validate, without_secrets
 from rewardlm.config.keys import NAMED
-from rewardlm.errors import ConfigError, ScorerError, ServiceError
+from rewardlm.data.lines import whole_lines
+from rewardlm.errors import ConfigError, DataError, ScorerError, ServiceError
 from rewardlm.scoring.online import LOCAL_JUDGES, OnlineScorer, as_probability, error_of, verdict_of
 from rewardlm.services import Malformed, Refused, Service, Unanswered
 from rewardlm.services import check_address as check_service
@@ -254,10 +255,18 @@ def _rubric(given: str | None) -> str:
         return RUBRIC
     text = given
     if "\n" not in given and given.endswith((".txt", ".md")):
+        path = Path(given).expanduser()
+        # It is sent to the server: a stranger's configuration must not choose any file of the user's.
+        if given not in NAMED.rubrics and not path.resolve().is_relative_to(Path.cwd()):
+            raise ConfigError(
+                f"rubric {given}: the file lies outside of the folder that you work in, and only a configuration has "
+                "named it, which may come from others; if you trust it, name it yourself: "
+                f"services.endpoint.rubric={given}"
+            )
         try:
-            text = Path(given).expanduser().read_text(encoding="utf-8")
-        except (OSError, UnicodeDecodeError) as error:
-            raise ConfigError(f"rubric {given}: can't be read ({error}); expected a text or a text file") from None
+            text = "".join(line for _, line in whole_lines(path))
+        except DataError as error:
+            raise ConfigError(f"rubric {error}; or give the text itself") from None
     if not text.strip():
         raise ConfigError("rubric: it is empty; leave it out to use ours")
     return text.strip()

@@ -60,7 +60,8 @@ def load_function(spec: str) -> Callable[..., Any]:
 
 
 def _without_exit(function: Callable[..., Any], name: str) -> Callable[..., Any]:
-    """``function``, in which exit() is an error like any other: it must not end the command as if all were done."""
+    """``function``, in which whatever is raised is an error like any other: exit() must not end the command as if all
+    were done. Only an interrupt is the user's."""
 
     @functools.wraps(function)
     def called(*given: Any, **named: Any) -> Any:
@@ -68,6 +69,10 @@ def _without_exit(function: Callable[..., Any], name: str) -> Callable[..., Any]
             return function(*given, **named)
         except SystemExit as error:
             raise RuntimeError(f"{name} called exit({error.code!r})") from error
+        except (Exception, KeyboardInterrupt):
+            raise
+        except BaseException as error:
+            raise RuntimeError(f"{name} raised {type(error).__name__}: {error}") from error
 
     return called
 
