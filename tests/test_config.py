@@ -435,7 +435,7 @@ def test_all_mistakes_of_a_file_are_told_at_once_with_their_lines(tmp_path: Path
         "setting 'measure.samples' is 0",
         *(f"{file}, line {number}" for number in (2, 4, 5, 6, 8, 12, 14)),
     ]
-    assert told["setting 'measure.samples' is 0"] == "expected a whole number, at least 1"
+    assert told["setting 'measure.samples' is 0"] == "expected a whole number, at least 1, at most 100000"
     assert told[f"{file}, line 2"] == "setting 'seed' is -1: expected a whole number, at least 0"
     assert told[f"{file}, line 4"] == "setting 'measure.limit' is 0: expected a whole number, at least 1, or null"
     assert told[f"{file}, line 5"] == "unknown setting 'measure.sampels': did you mean 'measure.samples'?"

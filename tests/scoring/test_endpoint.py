@@ -159,8 +159,10 @@ def test_each_text_has_its_own_mark_and_the_same_text_the_same(service: FakeServ
     assert first != second
 
 
-def test_what_can_be_told_to_the_model(service: FakeService, tmp_path: Path) -> None:
+def test_what_can_be_told_to_the_model(service: FakeService, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     service.answer = rate
+    # A rubric's file may lie in the folder in which one works.
+    monkeypatch.chdir(tmp_path)
     (tmp_path / "mine.txt").write_text("Rate rudeness.\n")
     ours, mine = chat(service), chat(service, rubric=str(tmp_path / "mine.txt"), max_tokens=9, temperature=None)
     mine.score(["x"])

@@ -16,7 +16,7 @@ from rewardlm.config import InterpretSettings
 from rewardlm.errors import RunError
 from rewardlm.interpreting.answers import AnswerSample, choose_scorer, draw, load_runs
 from rewardlm.interpreting.attribution_summary import attribution_summary
-from rewardlm.interpreting.causes.explain import Explained, explain_runs
+from rewardlm.interpreting.causes.explain import Causes, explain_runs
 from rewardlm.interpreting.drift import VocabularyDrift
 from rewardlm.interpreting.drift_summary import drift_comparison
 from rewardlm.interpreting.findings import Drift, Inside, Interpretation, ModelFacts, SampleFacts
@@ -85,7 +85,7 @@ def _interpret(paths: Sequence[Path], settings: InterpretSettings, out: Path, re
     record_attribution(run, run_models, sample, settings, report)
     record_faithfulness(run, run_models, sample, settings, report)
     inside, inside_notes = _inside(measured, run_models, sample, settings, report)
-    causes = Explained([])
+    causes = Causes([])
     if settings.asks_for_causes:
         causes = explain_runs(run, measured, run_models, sample, settings, report=report)
         inside_notes = [*inside_notes, *causes.notes]
@@ -116,7 +116,7 @@ def _summarise(
     settings: InterpretSettings,
     inside: Inside | None,
     inside_notes: list[str],
-    causes: Explained,
+    causes: Causes,
 ) -> Interpretation:
     draws = RunMeans(settings.n_resamples, settings.seed, sample)
     drifted, attributed = (readers_of(run_models, part) for part in ("drift", "attribution"))

@@ -17,8 +17,7 @@ from typing import Any
 
 from rewardlm.config import EndpointSettings, ServicesSettings, validate, without_secrets
 from rewardlm.config.keys import NAMED
-from rewardlm.data.lines import whole_lines
-from rewardlm.errors import ConfigError, DataError, ScorerError, ServiceError
+from rewardlm.errors import ConfigError, ScorerError, ServiceError
 from rewardlm.scoring.online import LOCAL_JUDGES, OnlineScorer, as_probability, error_of, verdict_of
 from rewardlm.services import Malformed, Refused, Service, Unanswered
 from rewardlm.services import check_address as check_service
@@ -264,9 +263,11 @@ def _rubric(given: str | None) -> str:
                 f"services.endpoint.rubric={given}"
             )
         try:
-            text = "".join(line for _, line in whole_lines(path))
-        except DataError as error:
-            raise ConfigError(f"rubric {error}; or give the text itself") from None
+            text = path.read_text(encoding="utf-8")
+        except (OSError, UnicodeDecodeError) as error:
+            raise ConfigError(f"rubric {given}: can't be read ({error}); expected a text or a text file") from None
+        if "\0" in text:
+            raise ConfigError(f"rubric {given}: it has a NUL character; expected a text or a text file")
     if not text.strip():
         raise ConfigError("rubric: it is empty; leave it out to use ours")
     return text.strip()

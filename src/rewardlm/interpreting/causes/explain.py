@@ -91,16 +91,16 @@ def explain_runs(
     settings: InterpretSettings,
     *,
     report: ProgressCallback | None = None,
-) -> Explained:
+) -> Causes:
     """Look for the parts of every run that is an adapter on the first run's model."""
     base = models[0]
     tuned = [one for one in models[1:] if one.policy is base.policy and one.adapter and one.steering is None]
     if base.adapter is not None or base.steering is not None or not tuned:
-        return Explained([f"No run is an adapter on {base.label}’s model alone: its parts were not looked for."])
+        return Causes([f"No run is an adapter on {base.label}’s model alone: its parts were not looked for."])
     try:
         architecture_of(base.policy.causal_lm)
     except ModelError as error:
-        return Explained([f"Parts of the adapters were not looked for: {error}."])
+        return Causes([f"Parts of the adapters were not looked for: {error}."])
     own = as_measured(settings.causes, base.run)
     if "seed" not in own.model_fields_set:
         own = own.model_copy(update={"seed": settings.seed})
@@ -114,17 +114,17 @@ def explain_runs(
             f"Parts of the adapters were not looked for: {base.label} gave both a toxic and a harmless answer to only "
             f"{len(pairs)} of {len(asked.search)} prompts, and {_FEWEST_PAIRS} are needed."
         )
-        return Explained([*notes, missing], own.model_dump(mode="json"))
+        return Causes([*notes, missing], own.model_dump(mode="json"))
     questions = _Questions(found, base.policy, pairs, placebo, asked, words, judge, settings, own)
     folders = _folders([one.label for one in tuned])
     facts = {one.label: questions.of(one, folder) for one, folder in zip(tuned, folders, strict=True)}
     if settings.patching and not any("verdict" in one for one in facts.values()):
         notes = [*notes, _NO_DIRECTION]
-    return Explained(notes, own.model_dump(mode="json"), facts)
+    return Causes(notes, own.model_dump(mode="json"), facts)
 
 
 @dataclass(frozen=True)
-class Explained:
+class Causes:
     """``facts`` of each tuned model, by its label, as fields of ``ModelFacts``; ``notes`` on what was left out and why;
     and the ``settings`` as they were used, None where nothing was looked for."""
 
