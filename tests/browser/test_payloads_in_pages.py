@@ -267,7 +267,7 @@ _OF_AN_INTERPRETATION = {
     # The page makes names of heads and MLPs itself; which ones were patched together it counts.
     "head 0.0", "head 0.1", "head 1.1", "mlp 0", "stream 1", "stream 2", "a part by name",
     " liars", "a text", "an/adapter", "answer", "best-of-n", "end", "float32", "fools", "input_x_gradient",
-    "inside can’t be read: it draws", "llama", "mlp", "prompt", "tables", "template",
+    "generation", "inside can’t be read: it draws", "llama", "mlp", "pairs", "prompt", "tables", "template",
 }  # fmt: skip
 _HASH = "ab" * 32
 # Texts that a page keeps to itself, shows only the beginning of, or writes as JSON; by page. All others must be read on
@@ -275,7 +275,7 @@ _HASH = "ab" * 32
 HIDDEN: dict[str, set[str]] = {
     "report": {
         *_OF_AN_INTERPRETATION, "5f3c9a" * 10, "PT again", "a term of the reward", "a witness", "finetune", "homonym",
-        "none + odd", "odd", "own prompts", "pairs", "r0", "r1", "r2",
+        "none + odd", "odd", "own prompts", "r0", "r1", "r2",
     },
     "runs": {
         *_OF_AN_INTERPRETATION, *(f"folder {number}" for number in range(7)), _HASH, "a term", "a value",
