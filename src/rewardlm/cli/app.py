@@ -71,8 +71,9 @@ def main() -> None:
         if getattr(sys, name) is None:
             # Closed by the caller (>&-): what is printed goes nowhere, as in a shell's own commands.
             setattr(sys, name, open(os.devnull, "w", encoding="utf-8"))  # noqa: SIM115 (as long as the process)
-        # A terminal or a pipe that isn't UTF-8 gets a question mark for what it can't show.
-        if hasattr(stream := getattr(sys, name), "reconfigure"):
+        stream = getattr(sys, name)
+        if stream.errors == "strict" and stream.encoding.lower().replace("-", "") != "utf8":
+            # It gets a question mark for what it can't show.
             stream.reconfigure(errors="replace")
     with second_one_ends(several=_several()) as asked:
         code = _flushed(_run(asked))
