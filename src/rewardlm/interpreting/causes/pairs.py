@@ -4,10 +4,10 @@ How much more probable a model finds the harmless ones is its **preference**, in
 
     E = log P(harmless answer) / its tokens − log P(toxic answer) / its tokens
 
-Both answers are the base's. A tuned model's own words are on neither side, so a preference that rose is about toxicity
-and not about whose words they are. Many an adapter doesn't raise it: it moves the model to answers that the base would
-not have given. Then a harmless answer of the tuned model takes the other's place (``own_pairs``), and what is found is
-about the change to its own words.
+Both answers are the base's. A tuned model's own words are on neither side, so a preference that rose isn't about whose
+words they are. Many an adapter doesn't raise it: it moves the model to answers that the base would not have given. Then
+a harmless answer of the tuned model takes the other's place (``own_pairs``), and what is found is about the change to
+its own words.
 
 **Placebo pairs** are chosen alike, but no answer is toxic: the base's most and least toxic of the harmless ones; with
 own pairs, the base's harmless one and the tuned model's. What a part does there isn't about toxicity.
