@@ -49,7 +49,8 @@ def test_a_click_on_the_map_says_numbers_and_tokens_only_if_texts_are_shown(page
     click_field(page, 0, 1)
     said = note.inner_text()
     assert said.startswith("head 1.0, patched: passes on +0.2000 nats a token, does +0.0500 by itself")
-    assert "; claimed: by itself and passed on; by itself at some tokens alone: +0.0120 at the template’s tokens, +0.0510 at the prompt" in said
+    where = "by itself at some tokens alone: +0.0120 at the template’s tokens, +0.0510 at the prompt"
+    assert f"; claimed: by itself and passed on; {where}" in said
     assert "It looks at: template 50 → 50\u00a0%, hostile words 10 → 10\u00a0%" in said
     assert "promoted" not in said
     click_field(page, 2, 0)
