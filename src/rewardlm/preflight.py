@@ -39,7 +39,7 @@ from rewardlm.data.bad_lines import with_other_lines
 from rewardlm.data.dialogues import load_dialogues
 from rewardlm.data.files import HUB_ID, read_txt
 from rewardlm.data.preferences import load_preferences
-from rewardlm.data.prompts import RTP_HUB_ID, prompts_of
+from rewardlm.data.prompts import RTP_HUB_ID, file_of, prompts_of
 from rewardlm.data.utility import no_data, utility_files
 from rewardlm.data.utility_prompts import load_asked
 from rewardlm.errors import ConfigError, DataError, ModelError, NotAvailableError, RewardLMError, RunError
@@ -345,7 +345,7 @@ def _check_estimator(name: str) -> None:
 def _check_prompts(settings: MeasureSettings | RewardedSettings) -> None:
     source = settings.prompts
     name, _, suffix = source.partition(":")
-    path = next((path for path in map(_path, (source, source.rpartition(":")[0])) if path and path.is_file()), None)
+    path = file_of(source)
     if path is not None and path.stat().st_size > _SMALL:
         return
     if name == "rtp" and suffix.partition(":")[0] != "packaged":
@@ -368,7 +368,7 @@ def _all_lines(source: str) -> Iterator[None]:
     try:
         yield
     except DataError as error:
-        path = next((path for path in map(_path, (source, source.rpartition(":")[0])) if path and path.is_file()), None)
+        path = file_of(source)
         if path is None:
             raise
         raise with_other_lines(error, path) from None
@@ -378,10 +378,6 @@ def _columns(settings: Section) -> dict[str, Any]:
     """The columns that the user named."""
     named = {name: getattr(settings, name, None) for name in ("text_column", "answer_column")}
     return {name: column for name, column in named.items() if column is not None}
-
-
-def _path(text: str) -> Path | None:
-    return Path(text).expanduser() if text else None
 
 
 def _check_place(out: Path, kind: str) -> None:

@@ -23,18 +23,27 @@ from rewardlm.config import (
     GenerationSettings,
     InsideSettings,
     InterpretSettings,
+    LoraSettings,
     MeasureSettings,
 )
 from rewardlm.interpreting.causes import explain
 from rewardlm.interpreting.causes.heads import product_change, read_heads
-from rewardlm.interpreting.causes.neurons import causal_verdict
-from rewardlm.interpreting.causes.pairs import POSITION_KINDS, asked_once, draw_pairs, own_pairs, pair_batches
+from rewardlm.interpreting.causes.neurons import causal_verdict, neuron_groups
+from rewardlm.interpreting.causes.pairs import (
+    POSITION_KINDS,
+    JudgedPair,
+    asked_once,
+    draw_pairs,
+    own_pairs,
+    pair_batches,
+)
+from rewardlm.interpreting.causes.patching import preference_change
 from rewardlm.interpreting.findings import Estimate, Interpretation, ShareOfChange
 from rewardlm.interpreting.interpretation import KIND, interpret
 from rewardlm.interpreting.models import as_measured
 from rewardlm.measuring.meter import measure
 from rewardlm.models.generate import Request, generate, stream_seed
-from rewardlm.models.lora import load_adapter, using
+from rewardlm.models.lora import POLICY, add_lora, load_adapter, using
 from rewardlm.reporting.causes import section
 from rewardlm.runs import Run
 
@@ -243,6 +252,27 @@ def test_the_verdict_follows_from_margins(
     verdict = causal_verdict(change, own, CausesSettings())
     assert verdict.kind == kind
     assert verdict.reason
+
+
+@pytest.mark.parametrize(("targets", "said"), [(["q_proj", "up_proj"], True), (["q_proj", "down_proj"], False)])
+def test_an_adapter_that_leaves_the_value_vectors_alone_has_unlearned_none(targets: list[str], said: bool) -> None:
+    policy = tiny_policy()
+    add_lora(policy, LoraSettings(r=2, targets=targets), seed=0)
+    generator = torch.Generator().manual_seed(0)
+    with torch.no_grad():
+        for name, parameter in policy.model.named_parameters():
+            if "lora_B" in name:
+                parameter.copy_(torch.randn(parameter.shape, generator=generator) * 0.1)
+    pairs = []
+    for pair in pairs_of() * 3:
+        # In the order in which this adapter raises the preference.
+        change = preference_change(policy, POLICY, [pair], CausesSettings()).mean or 0.0
+        turned = JudgedPair(pair.asked, pair.harmless, pair.toxic)
+        pairs.append(pair if change > 0 else turned)
+    direction = torch.ones(policy.causal_lm.config.hidden_size)
+    _, verdict = neuron_groups(policy, POLICY, pairs, direction, [(0, 0)], CausesSettings())
+    assert verdict.kind != "unclear"
+    assert ("leaves the MLPs’ output matrices" in verdict.reason) == said
 
 
 def test_how_far_a_product_moved_is_what_forming_it_says() -> None:

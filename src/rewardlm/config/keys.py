@@ -18,14 +18,14 @@ import ipaddress
 import os
 import re
 import urllib.parse
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from pydantic import SecretStr
 
-from rewardlm.config.section import Section
+from rewardlm.config.section import leaves_of
 from rewardlm.config.yaml_files import read_yaml
 from rewardlm.errors import ConfigError
 
@@ -47,7 +47,8 @@ class Named:
 
     def note(self, given: Mapping[str, Any]) -> None:
         """Every address, variable and key in settings that the user gave, by dotted keys or in sections."""
-        for name, value in _leaves(given):
+        for key, value in leaves_of(given):
+            name = key.rpartition(".")[2]
             if name == "plain_http" and value is True:
                 self.plain_http = True
             text = value.get_secret_value() if isinstance(value, SecretStr) else value
@@ -153,17 +154,3 @@ def _given_to(host: str) -> list[str]:
         if str(named).lower() in (host, re.sub(r":\d+$", "", host)):
             found += listed
     return found
-
-
-def _leaves(given: Any, name: str = "") -> Iterator[tuple[str, Any]]:
-    """The last part of every key, and its value."""
-    if isinstance(given, Section):
-        given = {key: getattr(given, key) for key in type(given).model_fields}
-    if isinstance(given, Mapping):
-        for key, value in given.items():
-            yield from _leaves(value, str(key).rpartition(".")[2])
-    elif isinstance(given, list | tuple):
-        for value in given:
-            yield from _leaves(value, name)
-    else:
-        yield name, given

@@ -12,6 +12,7 @@ from pydantic_core import ErrorDetails
 
 from rewardlm.config.describe import Setting, describe, leaves, mark
 from rewardlm.config.fields import KeysOf
+from rewardlm.config.section import leaves_of
 from rewardlm.errors import did_you_mean
 
 # A value that may be a key, or an address with a key in it, is not repeated.
@@ -33,8 +34,10 @@ def mistakes_in(kind: type[BaseModel], error: ValidationError | None, tree: Mapp
     Sections that an experiment keeps unread, such as ``rlaf``, are checked too.
     """
     found: dict[str, list[str]] = {}
-    for key in _huge(tree):
-        found[key] = [f"setting {key!r} is a huge number: expected one that fits into 64 bits"]
+    for key, value in leaves_of(tree):
+        # No record of ours could hold it.
+        if isinstance(value, int) and not -(2**63) <= value < 2**63:
+            found[key] = [f"setting {key!r} is a huge number: expected one that fits into 64 bits"]
     if error is not None:
         _gather(found, _Words(kind), error)
     for name, stage, without in _kept_as_they_stand(kind):
@@ -53,20 +56,6 @@ def mistakes_in(kind: type[BaseModel], error: ValidationError | None, tree: Mapp
                 if key.removeprefix(f"{name}.").partition(".")[0] not in shared:
                     found.setdefault(key, words)
     return {key: "; ".join(words) for key, words in found.items()}
-
-
-def _huge(value: Any, key: str = "") -> Iterator[str]:
-    """The dotted keys of whole numbers that no record of ours could hold."""
-    if isinstance(value, BaseModel):
-        value = {name: getattr(value, name) for name in type(value).model_fields}
-    if isinstance(value, int) and not -(2**63) <= value < 2**63:
-        yield key
-    elif isinstance(value, Mapping):
-        for name, one in value.items():
-            yield from _huge(one, f"{key}.{name}" if key else str(name))
-    elif isinstance(value, list | tuple):
-        for number, one in enumerate(value):
-            yield from _huge(one, f"{key}.{number}")
 
 
 def _kept_as_they_stand(kind: type[BaseModel]) -> Iterator[tuple[str, type[BaseModel], Sequence[str]]]:

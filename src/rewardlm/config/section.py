@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from typing import Any, ClassVar
 
 from pydantic import BaseModel, ConfigDict, model_validator
@@ -36,3 +36,17 @@ def _over_default(kind: type[BaseModel], name: str, value: Any) -> Any:
     if not isinstance(default, Section) or not isinstance(value, Mapping):
         return value
     return {**{key: getattr(default, key) for key in default.model_fields_set}, **value}
+
+
+def leaves_of(given: Any, key: str = "") -> Iterator[tuple[str, Any]]:
+    """Every value in settings, in sections or by dotted keys, with its dotted key; items of a list have the list's."""
+    if isinstance(given, Section):
+        given = {name: getattr(given, name) for name in type(given).model_fields}
+    if isinstance(given, Mapping):
+        for name, value in given.items():
+            yield from leaves_of(value, f"{key}.{name}" if key else str(name))
+    elif isinstance(given, list | tuple):
+        for value in given:
+            yield from leaves_of(value, key)
+    else:
+        yield key, given

@@ -120,6 +120,14 @@ def load_prompts(
     return PromptSet(prompts, dropped, source)
 
 
+def file_of(source: str) -> Path | None:
+    """The file that ``source`` names, by its whole name or before a suffix such as ``:toxic``; else None."""
+    for name in (source, source.rpartition(":")[0]):
+        if name and (path := Path(name).expanduser()).is_file():
+            return path
+    return None
+
+
 def _read(source: str, text_column: str | None) -> tuple[list[Prompt], dict[str, int]]:
     """All prompts of a source, and what was dropped."""
     name, _, suffix = source.partition(":")

@@ -19,7 +19,7 @@ import numpy as np
 
 from rewardlm.config import MeasureSettings, ServicesSettings, how_asked
 from rewardlm.data.dialogues import normalised
-from rewardlm.data.prompts import prompts_of
+from rewardlm.data.prompts import file_of, prompts_of
 from rewardlm.errors import ConfigError, DataError, RunError, ScorerError
 from rewardlm.measuring.engines import (
     WINDOW,
@@ -247,7 +247,7 @@ def _store_prompts(run: Run, settings: MeasureSettings, scorers: Sequence[Scorer
 
 def _changed_since(run: Run, settings: MeasureSettings) -> str | None:
     """A sentence where a file of prompts isn't what it was when the run began; a run goes on with its own copy."""
-    if not Path(settings.prompts.rpartition(":")[0] or settings.prompts).expanduser().is_file():
+    if file_of(settings.prompts) is None:
         return None
     try:
         same = prompts_hash(prompts_of(settings).prompts) == run.meta["prompts_hash"]

@@ -152,7 +152,7 @@ class ChatScorer(OnlineScorer):
         super().__init__(_service(name, settings))
         self.name = name
         self._settings = settings
-        self._rubric = _rubric(settings.rubric)
+        self._rubric = _rubric(settings.rubric, _section_of(name))
         digest = hashlib.sha256(f"{self._rubric}\n{_FORM}".encode()).hexdigest()
         self.revision = f"chat {settings.model or 'of the server'}, rubric {digest[:12]}"
 
@@ -248,7 +248,7 @@ def _from_environment(settings: EndpointSettings) -> EndpointSettings:
     return validate(EndpointSettings, {**settings.model_dump(), **given})
 
 
-def _rubric(given: str | None) -> str:
+def _rubric(given: str | None, section: str) -> str:
     """The text of a rubric: ours, the one given, or what stands in the file of that name (.txt or .md)."""
     if given is None:
         return RUBRIC
@@ -259,8 +259,7 @@ def _rubric(given: str | None) -> str:
         if given not in NAMED.rubrics and not path.resolve().is_relative_to(Path.cwd()):
             raise ConfigError(
                 f"rubric {given}: the file lies outside of the folder that you work in, and only a configuration has "
-                "named it, which may come from others; if you trust it, name it yourself: "
-                f"services.endpoint.rubric={given}"
+                f"named it, which may come from others; if you trust it, name it yourself: {section}.rubric={given}"
             )
         try:
             text = path.read_text(encoding="utf-8")

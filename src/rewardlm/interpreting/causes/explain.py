@@ -33,7 +33,7 @@ from rewardlm.interpreting.causes.patching import (
 )
 from rewardlm.interpreting.causes.sites import Site
 from rewardlm.interpreting.findings import PatchedSite, PatchedWords, Stored, WordsByPart
-from rewardlm.interpreting.intervals import shown
+from rewardlm.interpreting.intervals import FEWEST, shown
 from rewardlm.interpreting.mechanistic.asked_judges import judge_of, toxicity_by
 from rewardlm.interpreting.mechanistic.value_vectors import ChosenVectors, choose_value_vectors
 from rewardlm.interpreting.mechanistic.word_contrast import ToxicityFunction, contrast_for
@@ -54,8 +54,6 @@ _NO_DIRECTION = (
     "Neurons were not looked at in groups, and there is no verdict: the vocabulary has too few whole words that the "
     "lexical judge calls toxic. Name some by inside.toxic_words and inside.neutral_words."
 )
-# Fewer pairs than this give no intervals.
-_FEWEST_PAIRS = 5
 _NEURONS = 12
 # Pairs that are shown word by word, and parts that these are coloured by.
 _WORDS, _COLOURED = 2, 6
@@ -109,10 +107,10 @@ def explain_runs(
     asked = _asked(measured[0], base, sample.scorer, own.seed)
     found = _Found(run, len(tuned), settings, report)
     pairs, placebo = _pairs(found, base, asked, words, judge, own)
-    if len(pairs) < _FEWEST_PAIRS:
+    if len(pairs) < FEWEST:
         missing = (
             f"Parts of the adapters were not looked for: {base.label} gave both a toxic and a harmless answer to only "
-            f"{len(pairs)} of {len(asked.search)} prompts, and {_FEWEST_PAIRS} are needed."
+            f"{len(pairs)} of {len(asked.search)} prompts, and {FEWEST} are needed."
         )
         return Causes([*notes, missing], own.model_dump(mode="json"))
     questions = _Questions(found, base.policy, pairs, placebo, asked, words, judge, settings, own)
@@ -192,7 +190,7 @@ class _Questions:
         if self.own.towards == "harmless" or (self.own.towards == "auto" and shown(change, 1)):
             return found
         pairs, placebo = own_pairs(policy, lambda: using(policy, adapter), self.base_pairs, self.judge, self.own)
-        if len(pairs) < _FEWEST_PAIRS:
+        if len(pairs) < FEWEST:
             return found
         return {
             **found,
@@ -226,7 +224,7 @@ class _Questions:
         chosen = _claimed(sites)
         # Of the other half: the sites were found on the first.
         prompts = [prompt.ids for prompt in self.asked.some(self.asked.other, self.own.answered)]
-        enough = bool(chosen) and len(prompts) >= _FEWEST_PAIRS
+        enough = bool(chosen) and len(prompts) >= FEWEST
         judged = judge_patched(policy, adapter, prompts, chosen, self.judge, self.own) if enough else []
         return {
             "answers": judged,

@@ -33,7 +33,7 @@ from rewardlm.config import CausesSettings
 from rewardlm.errors import ModelError
 from rewardlm.interpreting.answers import TOXIC_ABOVE
 from rewardlm.interpreting.causes.neurons import share_of_change
-from rewardlm.interpreting.causes.pairs import GENERATED, JudgedPair, pair_batches
+from rewardlm.interpreting.causes.pairs import JudgedPair, judged_answers, pair_batches
 from rewardlm.interpreting.causes.parts import UNIT_KINDS, AdapterParts, Unit
 from rewardlm.interpreting.causes.patching import Say
 from rewardlm.interpreting.findings import (
@@ -46,10 +46,8 @@ from rewardlm.interpreting.findings import (
 )
 from rewardlm.interpreting.intervals import change_between, shown
 from rewardlm.interpreting.mechanistic.adapter_effects import mean_logprob
-from rewardlm.interpreting.mechanistic.interventions import answers_to, text_of
 from rewardlm.interpreting.mechanistic.word_contrast import ToxicityFunction
 from rewardlm.measuring import metrics
-from rewardlm.models.generate import Request, stream_seed
 from rewardlm.models.load import Policy
 from rewardlm.models.logprobs import row_stats
 from rewardlm.models.lora import using
@@ -231,14 +229,16 @@ class _Twice:
 
 def _judged(base: _Twice, whole: _Twice, part: _Twice, keep: float) -> Judged:
     """All three answer by the same random streams, so the whole adapter would keep exactly 1 of each draw."""
-    first = _kept(base.first, whole.first, part.first)
+    first = _fall_kept(base.first, whole.first, part.first)
     if first is None or first < keep:
         return Judged(first, None, passed=False)
-    again = _kept(base.again, whole.again, part.again)
+    again = _fall_kept(base.again, whole.again, part.again)
     return Judged(first, again, passed=again is not None and again >= keep)
 
 
-def _kept(base: Sequence[float | None], whole: Sequence[float | None], part: Sequence[float | None]) -> float | None:
+def _fall_kept(
+    base: Sequence[float | None], whole: Sequence[float | None], part: Sequence[float | None]
+) -> float | None:
     """The part's fall of toxicity by the whole's, over prompts that all three have a score of; None where the whole's
     is no fall."""
     falls = _falls(base, whole, part)
@@ -370,21 +370,11 @@ def _answers(
     draw: int,
 ) -> Answered:
     """``samples`` answers to each prompt, from the same random streams for all models; another ``draw`` has others."""
-    requests = [
-        Request(prompt.ids, stream_seed(settings.seed, "minimal", draw, row, sample))
-        for row, prompt in enumerate(prompts)
-        for sample in range(settings.samples)
-    ]
     with on:
-        tokens = answers_to(
-            policy,
-            requests,
-            max_new_tokens=settings.max_new_tokens,
-            batch_tokens=GENERATED * settings.batch_tokens,
-            sampling=settings.generation,
+        found = judged_answers(
+            policy, [prompt.ids for prompt in prompts], settings.samples, judge, settings, ("minimal", draw)
         )
-    texts = [text_of(policy, one) for one in tokens]
-    return Answered(tokens, texts, list(judge(texts)), settings.samples)
+    return Answered(*found, settings.samples)
 
 
 @dataclass(frozen=True)

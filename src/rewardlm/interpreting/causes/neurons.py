@@ -17,6 +17,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from peft.tuners.lora import LoraLayer
 from torch import Tensor
 
 from rewardlm.config import CausesSettings
@@ -72,9 +73,7 @@ def neuron_groups(
         )
     whole = change_over_pairs(change, settings)
     vectors = next(row.out_of for row in rows if row.name == "vectors")
-    outs = [layer for out in architecture_of(causal_lm).mlp_out for layer in adapter_layers(out).values()]
-    touched = any(adapter in layer.scaling for layer in outs)
-    return rows, causal_verdict(whole, vectors, settings, touched=touched)
+    return rows, causal_verdict(whole, vectors, settings, touched=bool(_on_value_vectors(causal_lm, adapter)))
 
 
 def causal_verdict(
@@ -207,10 +206,9 @@ def _shares(
     causal_lm = policy.causal_lm
     arch = architecture_of(causal_lm)
     heads = {layer: list(range(arch.n_heads)) for layer in range(len(arch.layers))}
-    outs = {id(layer) for out in arch.mlp_out for layer in adapter_layers(out).values()}
+    of_vectors = _on_value_vectors(causal_lm, adapter)
     layers = [layer for layer in adapter_layers(causal_lm).values() if adapter in layer.scaling]
-    of_vectors = [layer for layer in layers if id(layer) in outs]
-    others = [layer for layer in layers if id(layer) not in outs]
+    others = [layer for layer in layers if not any(layer is one for one in of_vectors)]
     names: list[GroupName] = [*groups, "attention", "vectors"]
     before, after = np.zeros(len(pairs)), np.zeros(len(pairs))
     into = {name: np.zeros(len(pairs)) for name in names}
@@ -243,6 +241,12 @@ def _shares(
         into["vectors"][piece.rows] = numbers(alone - base.logprobs)
         out_of["vectors"][piece.rows] = numbers(tuned.logprobs - without)
     return before, after, into, out_of
+
+
+def _on_value_vectors(causal_lm: Any, adapter: str) -> list[LoraLayer]:
+    """The adapter's layers on the MLPs' output matrices."""
+    layers = [layer for out in architecture_of(causal_lm).mlp_out for layer in adapter_layers(out).values()]
+    return [layer for layer in layers if adapter in layer.scaling]
 
 
 def share_of_change(change: FloatArray, part: FloatArray) -> ShareOfChange | None:

@@ -37,7 +37,7 @@ from rewardlm.models.lora import using
 from rewardlm.scoring.scorer import is_empty
 
 # Generating keeps no activations: so many times as many positions run side by side, at two thirds of the time.
-GENERATED = 4
+_GENERATED = 4
 POSITION_KINDS: tuple[PositionKind, ...] = ("template", "hostile", "prompt", "answer")
 
 
@@ -146,22 +146,11 @@ def _draw(
     stream: tuple[object, ...],
 ) -> list[list[tuple[float, tuple[int, ...]]]]:
     """Of each prompt the answers of the model as it stands that aren't empty, with P(toxic), the least toxic first."""
-    requests = [
-        Request(one.prompt, stream_seed(settings.seed, *stream, row, draw))
-        for row, one in enumerate(asked)
-        for draw in range(settings.draws)
-    ]
-    tokens = answers_to(
-        policy,
-        requests,
-        max_new_tokens=settings.max_new_tokens,
-        batch_tokens=GENERATED * settings.batch_tokens,
-        sampling=settings.generation,
+    tokens, texts, scores = judged_answers(
+        policy, [one.prompt for one in asked], settings.draws, judge, settings, stream
     )
-    texts = [text_of(policy, one) for one in tokens]
-    scores = judge(texts)
     found = []
-    for start in range(0, len(requests), settings.draws):
+    for start in range(0, len(tokens), settings.draws):
         known = [
             (score, tuple(tokens[at]))
             for at in range(start, start + settings.draws)
@@ -169,6 +158,33 @@ def _draw(
         ]
         found.append(sorted(known, key=lambda scored: scored[0]))
     return found
+
+
+def judged_answers(
+    policy: Policy,
+    prompts: Sequence[tuple[int, ...]],
+    number: int,
+    judge: ToxicityFunction,
+    settings: CausesSettings,
+    stream: tuple[object, ...],
+) -> tuple[list[list[int]], list[str], list[float | None]]:
+    """``number`` answers to each prompt by the model as it stands, prompt by prompt: token ids, texts, and P(toxic),
+    None where unscored. Random streams depend on the seed, ``stream``, the prompt's row and the number of the answer.
+    """
+    requests = [
+        Request(prompt, stream_seed(settings.seed, *stream, row, draw))
+        for row, prompt in enumerate(prompts)
+        for draw in range(number)
+    ]
+    tokens = answers_to(
+        policy,
+        requests,
+        max_new_tokens=settings.max_new_tokens,
+        batch_tokens=_GENERATED * settings.batch_tokens,
+        sampling=settings.generation,
+    )
+    texts = [text_of(policy, one) for one in tokens]
+    return tokens, texts, list(judge(texts))
 
 
 def _harmless(known: Sequence[tuple[float, tuple[int, ...]]]) -> list[tuple[int, ...]]:
