@@ -345,10 +345,16 @@ def test_answers_are_sampled_as_the_run_s_were(tmp_path: Path) -> None:
     )  # fmt: skip
     measure(settings, tmp_path / "PT")
     run = Run.open(tmp_path / "PT")
+    whole = InterpretSettings()
     for own in (CausesSettings(pairs=7), InsideSettings(value_vectors=3)):
-        assert as_measured(own, run) == own.model_copy(update={"generation": settings.generation})
+        assert as_measured(own, whole, run) == own.model_copy(update={"generation": settings.generation})
     asked = CausesSettings(generation=GenerationSettings(top_p=1.0))
-    assert as_measured(asked, run).generation == GenerationSettings(temperature=0.5, top_p=1.0, top_k=7)
+    assert as_measured(asked, whole, run).generation == GenerationSettings(temperature=0.5, top_p=1.0, top_k=7)
+    # Its seed and resamples are the interpretation's, unless it has its own.
+    whole = InterpretSettings(seed=5, n_resamples=300)
+    inside = as_measured(InsideSettings(seed=2), whole, run)
+    assert (inside.seed, inside.n_resamples) == (2, 300)
+    assert as_measured(CausesSettings(), whole, run).seed == 5
 
 
 def test_a_greedy_base_gives_no_pairs() -> None:

@@ -119,10 +119,17 @@ def _as_found(model: Any) -> Iterator[None]:
             parameter.requires_grad_(wanted)
 
 
-def as_measured(settings: Answering, run: Run) -> Answering:
-    """These settings with answers drawn as the run's were, but for what they say of it themselves."""
-    own = {**run.setting("generation", dict[str, Any]), **settings.generation.model_dump(exclude_unset=True)}
-    return settings.model_copy(update={"generation": validate(GenerationSettings, own)})
+def as_measured(section: Answering, settings: InterpretSettings, run: Run) -> Answering:
+    """A section of these settings with the seed and resamples of the whole, and answers drawn as the run's were, but
+    for what the section says of these itself.
+    """
+    whole = {
+        name: getattr(settings, name)
+        for name in ("seed", "n_resamples")
+        if name in type(section).model_fields and name not in section.model_fields_set
+    }
+    drawn = {**run.setting("generation", dict[str, Any]), **section.generation.model_dump(exclude_unset=True)}
+    return section.model_copy(update={**whole, "generation": validate(GenerationSettings, drawn)})
 
 
 def readers_of(run_models: Sequence[RunModel], part: str) -> list[int]:

@@ -99,9 +99,7 @@ def explain_runs(
         architecture_of(base.policy.causal_lm)
     except ModelError as error:
         return Causes([f"Parts of the adapters were not looked for: {error}."])
-    own = as_measured(settings.causes, base.run)
-    if "seed" not in own.model_fields_set:
-        own = own.model_copy(update={"seed": settings.seed})
+    own = as_measured(settings.causes, settings, base.run)
     judge, notes = judge_of(sample.scorer, str(base.policy.device))
     words = toxicity_by(load_scorer("lexical"))
     asked = _asked(measured[0], base, sample.scorer, own.seed)

@@ -82,10 +82,7 @@ def examine_runs(
         if number not in there and model.steering is None
     ]
     judge, more = judge_of(sample.scorer, str(base.policy.device))
-    own = settings.inside
-    chosen = as_measured(own, base.run).model_copy(
-        update={name: getattr(settings, name) for name in ("seed", "n_resamples") if name not in own.model_fields_set}
-    )
+    chosen = as_measured(settings.inside, settings, base.run)
     answers = {(answer.pair, answer.author): answer for answer in sample.answers}
     intervals = Resampling(chosen.n_resamples, chosen.seed)
     # Of the whole run: the sample has as many answers that rose as fell.
