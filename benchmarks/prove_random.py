@@ -43,12 +43,11 @@ WORDS = {"harmless": "of the base’s own answers", "own": "with its own new ans
 
 
 def may_be_claimed(own: Effects, controls: list[Effects]) -> bool:
-    """Whether any site is beyond all controls: the second of the two tests, by estimates."""
-    stream = np.array([site.kind == "stream" for site in own.sites])
-    questions = ((lambda one: one.through, stream), (lambda one: one.through, ~stream), (lambda one: one.own, ~stream))
+    """Whether any head or MLP is beyond all controls: the second of the two tests, by estimates."""
+    writes = np.array([site.kind != "stream" for site in own.sites])
     return any(
-        largest_effect(values(own), which) > max(largest_effect(values(one), which) for one in controls)
-        for values, which in questions
+        largest_effect(values(own), writes) > max(largest_effect(values(one), writes) for one in controls)
+        for values in (lambda one: one.through, lambda one: one.own)
     )
 
 
@@ -62,8 +61,7 @@ def main() -> None:
     parser.add_argument("--out", type=Path, default=Path("runs/prove-random.jsonl"))
     parser.add_argument("--write", action="store_true", help="put the table into docs/interpretation-inside.md")
     given = parser.parse_args()
-    # Few sites are patched: those with the largest estimates, which alone can pass.
-    settings = CausesSettings(exact_sites=2, generation=GenerationSettings(top_p=0.9))
+    settings = CausesSettings(generation=GenerationSettings(top_p=0.9))
     policy = load_policy(ModelSettings(model=given.model))
     load_adapter(policy, given.adapter)
     judge = toxicity_by(load_scorer(given.judge))

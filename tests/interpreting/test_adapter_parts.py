@@ -108,6 +108,35 @@ def test_a_part_is_written_as_an_adapter_that_is_loaded(family: str, tmp_path: P
         parts.write([], tmp_path / "none")
 
 
+@pytest.mark.parametrize("kind", UNIT_KINDS)
+def test_a_rank_beyond_the_width_of_a_module(kind: UnitKind, tmp_path: Path) -> None:
+    """Keys that heads share are narrower than the stream, and may be than the adapter's rank."""
+    policy = random_policy("qwen2")
+    rank = 24
+    policy.model = get_peft_model(policy.causal_lm, LoraConfig(r=rank, lora_alpha=8, target_modules="all-linear"))
+    generator = torch.Generator().manual_seed(0)
+    with torch.no_grad():
+        for name, parameter in policy.model.named_parameters():
+            if "lora_B" in name:
+                parameter.copy_(torch.randn(parameter.shape, generator=generator) * 0.1)
+    before = state_of(policy.model)
+    with using(policy, "default"):
+        whole = logits(policy)
+    parts = AdapterParts(policy, "default")
+    narrow = [one for one in parts.factors.values() if min(one.b.shape[0], one.a.shape[1]) < rank]
+    assert narrow
+    for one in narrow:
+        assert (one.b @ one.a - one.scaling * one.kept_b @ one.kept_a).abs().max() < 1e-5
+    units = parts.units(kind)
+    with parts.on(units):
+        assert (logits(policy) - whole).abs().max() < 2e-4 * float(whole.abs().max())
+    assert state_of(policy.model) == before
+    parts.write(units, tmp_path / "part")
+    other = random_policy("qwen2")
+    load_adapter(other, tmp_path / "part")
+    assert (logits(other) - whole).abs().max() < 2e-4 * float(whole.abs().max())
+
+
 def test_an_adapter_on_the_embedding_is_refused() -> None:
     policy = random_policy("tiny")
     policy.model = get_peft_model(policy.causal_lm, LoraConfig(r=2, target_modules=["embed_tokens", "q_proj"]))

@@ -7,7 +7,7 @@ import json
 import math
 import shutil
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import pytest
@@ -28,25 +28,29 @@ from rewardlm.config import (
 )
 from rewardlm.interpreting.causes import explain
 from rewardlm.interpreting.causes.heads import product_change, read_heads
-from rewardlm.interpreting.causes.neurons import causal_verdict, neuron_groups
+from rewardlm.interpreting.causes.neurons import causal_verdict, neuron_groups, top_neurons
 from rewardlm.interpreting.causes.pairs import (
-    POSITION_KINDS,
+    TOKEN_KINDS,
     JudgedPair,
     asked_once,
     draw_pairs,
     own_pairs,
     pair_batches,
 )
-from rewardlm.interpreting.causes.patching import preference_change
+from rewardlm.interpreting.causes.patching import preference_change, site_effects
 from rewardlm.interpreting.findings import Estimate, Interpretation, ShareOfChange
 from rewardlm.interpreting.interpretation import KIND, interpret
 from rewardlm.interpreting.models import as_measured
 from rewardlm.measuring.meter import measure
 from rewardlm.models.generate import Request, generate, stream_seed
+from rewardlm.models.load import Policy
 from rewardlm.models.lora import POLICY, add_lora, load_adapter, using
 from rewardlm.reporting.causes import section
 from rewardlm.runs import Run
 
+SIGNS = ("toxic_down", "toxic_up", "against_up", "against_down")
+# A layer's neuron, and what it is set off by at every position.
+Put = tuple[int, int, torch.Tensor]
 SETTINGS = InterpretSettings(
     limit=4,
     device="cpu",
@@ -123,8 +127,7 @@ def test_every_part_is_there(done: Path) -> None:
     assert {one["name"] for one in tuned["neuron_groups"]} == {
         "named", "toxic_down", "toxic_up", "against_up", "against_down", "all", "attention", "vectors",
     }  # fmt: skip
-    signs = {"toxic_down", "toxic_up", "against_up", "against_down"}
-    four = [one["neurons"] for one in tuned["neuron_groups"] if one["name"] in signs]
+    four = [one["neurons"] for one in tuned["neuron_groups"] if one["name"] in SIGNS]
     (everything,) = (one["neurons"] for one in tuned["neuron_groups"] if one["name"] == "all")
     assert sum(four) == everything
     assert tuned["verdict"]["kind"] in ("unlearned", "bypassed", "cannot_tell", "unclear")
@@ -275,6 +278,144 @@ def test_an_adapter_that_leaves_the_value_vectors_alone_has_unlearned_none(targe
     assert ("leaves the MLPs’ output matrices" in verdict.reason) == said
 
 
+def recorded(policy: Policy, name: str | None, tokens: Sequence[int]) -> list[torch.Tensor]:
+    """What each layer's neurons are set off by, Float[T, F], of one text by a plain pass."""
+    seen: list[torch.Tensor] = []
+    downs = [layer.mlp.down_proj for layer in policy.causal_lm.model.layers]
+    handles = [one.register_forward_pre_hook(lambda _, given: seen.append(given[0][0])) for one in downs]
+    with using(policy, name), torch.no_grad():
+        policy.causal_lm(input_ids=torch.tensor([list(tokens)]))
+    for handle in handles:
+        handle.remove()
+    return seen
+
+
+def preference(policy: Policy, name: str | None, pair: JudgedPair, put: Mapping[str, Sequence[Put]]) -> float:
+    """E of one pair by plain passes; of each side, what is ``put`` in: neurons of a layer with these values."""
+    found = {}
+    for side in ("toxic", "harmless"):
+        prompt, answer = pair.asked.prompt, getattr(pair, side)
+
+        def changed(_: object, given: tuple[torch.Tensor], own: Sequence[Put]) -> tuple[torch.Tensor]:
+            values = given[0].clone()
+            for _layer, neuron, new in own:
+                values[0, :, neuron] = new
+            return (values,)
+
+        handles = []
+        for number, layer in enumerate(policy.causal_lm.model.layers):
+            if own := [one for one in put.get(side, ()) if one[0] == number]:
+                handles.append(
+                    layer.mlp.down_proj.register_forward_pre_hook(lambda _, given, own=own: changed(_, given, own))
+                )
+        with using(policy, name), torch.no_grad():
+            logits = policy.causal_lm(input_ids=torch.tensor([[*prompt, *answer]])).logits[0]
+        for handle in handles:
+            handle.remove()
+        said = logits[len(prompt) - 1 : -1].log_softmax(-1).gather(-1, torch.tensor(answer)[:, None])
+        found[side] = float(said.mean())
+    return found["harmless"] - found["toxic"]
+
+
+def test_neurons_in_groups_are_those_of_a_loop_over_plain_passes() -> None:
+    """Which neurons are in a group by the two signs, and what named ones carry into the base and out of the tuned
+    model: by hooks on the MLPs' output matrices, text by text."""
+    policy = adapted_policy("qwen2")
+    pairs, towards = (
+        pairs_of(),
+        torch.randn(policy.causal_lm.config.hidden_size, generator=torch.Generator().manual_seed(2)),
+    )
+    named = [(0, 3), (1, 5), (1, 8)]
+    groups, _ = neuron_groups(policy, "default", pairs, towards, named, CausesSettings())
+    by_name = {one.name: one for one in groups}
+    means = {}
+    for name in (None, "default"):
+        total: list[torch.Tensor] = []
+        for pair in pairs:
+            for answer in (pair.toxic, pair.harmless):
+                seen = recorded(policy, name, [*pair.asked.prompt, *answer])
+                total.append(torch.stack([one[len(pair.asked.prompt) :].sum(0) for one in seen]))
+        means[name] = torch.stack(total).sum(0)
+    counts = dict.fromkeys(SIGNS, 0)
+    for number, layer in enumerate(policy.causal_lm.model.layers):
+        weight = layer.mlp.down_proj.base_layer.weight
+        for neuron in range(weight.shape[1]):
+            writes = "toxic" if float(weight[:, neuron] @ towards) > 0 else "against"
+            rose = float(means["default"][number, neuron]) > float(means[None][number, neuron])
+            counts[f"{writes}_{'up' if rose else 'down'}"] += 1
+    assert len(set(counts.values())) == 4
+    assert {name: by_name[name].neurons for name in counts} == counts  # type: ignore[index]
+
+    def put(pair: JudgedPair, donor: str | None) -> dict[str, list[Put]]:
+        found = {}
+        for side in ("toxic", "harmless"):
+            seen = recorded(policy, donor, [*pair.asked.prompt, *getattr(pair, side)])
+            found[side] = [(layer, neuron, seen[layer][:, neuron]) for layer, neuron in named]
+        return found
+
+    plain = {name: [preference(policy, name, pair, {}) for pair in pairs] for name in (None, "default")}
+    into = [
+        preference(policy, None, pair, put(pair, "default")) - was for pair, was in zip(pairs, plain[None], strict=True)
+    ]
+    out = [
+        was - preference(policy, "default", pair, put(pair, None))
+        for pair, was in zip(pairs, plain["default"], strict=True)
+    ]
+    assert by_name["named"].effect == pytest.approx(sum(into) / 3, abs=1e-5)
+    assert by_name["named"].lost == pytest.approx(sum(out) / 3, abs=1e-5)
+    assert abs(sum(into) - sum(out)) > 1e-3
+
+
+def test_what_value_vectors_carry() -> None:
+    """All of it, where the adapter is on them alone; then nothing sets off the first layer's neurons otherwise, and
+    these are in no group of those that are."""
+    policy = tiny_policy()
+    add_lora(policy, LoraSettings(r=2, targets=["down_proj"]), seed=0)
+    generator = torch.Generator().manual_seed(0)
+    with torch.no_grad():
+        for name, parameter in policy.model.named_parameters():
+            if "lora_B" in name:
+                parameter.copy_(torch.randn(parameter.shape, generator=generator) * 0.1)
+    direction = torch.ones(policy.causal_lm.config.hidden_size)
+    groups, _ = neuron_groups(policy, POLICY, pairs_of(), direction, [(0, 0)], CausesSettings())
+    by_name = {one.name: one for one in groups}
+    change = preference_change(policy, POLICY, pairs_of(), CausesSettings()).mean
+    assert change is not None
+    assert abs(change) > 1e-3
+    assert (by_name["vectors"].effect, by_name["vectors"].lost) == pytest.approx((change, change), abs=1e-6)
+    assert (by_name["named"].effect, by_name["named"].lost) == pytest.approx((0, 0), abs=1e-6)
+    config = policy.causal_lm.config
+    assert sum(by_name[one].neurons or 0 for one in SIGNS) == config.intermediate_size * (config.num_hidden_layers - 1)
+
+
+def test_all_neurons_together_do_what_their_mlp_does() -> None:
+    policy = adapted_policy("qwen2")
+    (estimated,) = site_effects(policy, pairs_of(), [lambda: using(policy, "default")], 10**6)
+    config = policy.causal_lm.config
+    number = config.num_hidden_layers * config.intermediate_size
+    found = top_neurons(policy, "default", pairs_of(), number=number, batch_tokens=10**6)
+    assert len({(one.layer, one.neuron) for one in found}) == number
+    for layer in range(config.num_hidden_layers):
+        total = sum(one.estimate for one in found if one.layer == layer)
+        at = next(at for at, site in enumerate(estimated.sites) if (site.kind, site.layer) == ("mlp", layer))
+        assert total == pytest.approx(estimated.own[:, at].sum(-1).mean(), abs=1e-5)
+
+
+def test_a_model_without_harmless_new_answers_is_looked_at_on_those_of_the_base_and_it_is_told(
+    runs: list[Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(explain, "judge_of", lambda name, device: (coin, []))
+    monkeypatch.setattr(explain, "own_pairs", lambda policy, on, pairs, *_: (list(pairs[:2]), []))
+    causes = SETTINGS.causes.model_copy(update={"towards": "own"})
+    less = {"patching": False, "minimal_adapter": False, "causes": causes}
+    interpret(runs, SETTINGS.model_copy(update=less), tmp_path / "out")
+    found = json.loads((tmp_path / "out" / f"{KIND}.json").read_text())
+    assert found["models"][1]["towards"] == "harmless"
+    assert found["models"][1]["heads"]
+    (told,) = (note for note in found["inside_notes"] if "harmless new answer" in note)
+    assert "to only 2 of 5 prompts, and 5 are needed" in told
+
+
 def test_how_far_a_product_moved_is_what_forming_it_says() -> None:
     generator = torch.Generator().manual_seed(0)
     left, right, new_left, new_right = (torch.randn(3, 20, 4, generator=generator) for _ in range(4))
@@ -303,12 +444,12 @@ def test_heads_on_the_same_text() -> None:
             ).attentions
             policy.causal_lm.config._attn_implementation = "sdpa"
         for one in facts:
-            expected = dict.fromkeys(POSITION_KINDS, 0.0)
+            expected: dict[str, float] = dict.fromkeys(TOKEN_KINDS, 0.0)
             n = 0
             for row, position in piece.batch.where.nonzero().tolist():
                 n += 1
                 for other in range(piece.batch.tokens.shape[1]):
-                    for place, kind in enumerate(POSITION_KINDS):
+                    for place, kind in enumerate(TOKEN_KINDS):
                         if piece.kinds[row, other, place]:
                             expected[kind] += float(weights[one.layer][row, one.head, position, other])
             look = getattr(one, side).model_dump()

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import hashlib
+import math
 from collections.abc import Sequence
 
 import pytest
@@ -12,16 +14,18 @@ from known_changes import KINDS, ChangeKind, Known, analysed, found, plant
 from rewardlm.config import CausesSettings, GenerationSettings
 from rewardlm.interpreting.causes.pairs import AskedOnce, JudgedPair, pair_batches
 from rewardlm.interpreting.causes.parts import AdapterParts
-from rewardlm.interpreting.causes.patched_answers import answers_under_patch
+from rewardlm.interpreting.causes.patched_answers import answers_under_patch, judge_patched
 from rewardlm.interpreting.causes.patching import (
     Effects,
     Switch,
+    _passes,
     as_random,
     exact_effects,
     patch_sites,
     random_controls,
     site_effects,
     sites_to_patch,
+    token_effects,
 )
 from rewardlm.interpreting.causes.sites import (
     Patch,
@@ -33,8 +37,9 @@ from rewardlm.interpreting.causes.sites import (
     with_patch,
     with_stream,
 )
+from rewardlm.interpreting.findings import Estimate
 from rewardlm.models.architecture import adapter_layers
-from rewardlm.models.generate import Request, generate
+from rewardlm.models.generate import Request, generate, stream_seed
 from rewardlm.models.load import Policy
 from rewardlm.models.lora import scaled, using
 
@@ -179,6 +184,13 @@ def test_positions_of_an_estimate_add_up_and_hold_the_right_tokens() -> None:
     assert other.through.sum(-1) == pytest.approx(whole.through.sum(-1), abs=1e-6)
     assert other.through[..., 1:3].any() == False  # noqa: E712 (an array's)
     assert other.through[..., 0] == pytest.approx(whole.through[..., :3].sum(-1), abs=1e-6)
+    # Of the start of the answer and of the answer nobody need be told.
+    assert other.through[..., 3:] == pytest.approx(whole.through[..., 3:], abs=1e-6)
+    # What the last layer writes reaches the answer's words from these positions alone, and at the start from one.
+    last = [at for at, site in enumerate(sites_of(policy.causal_lm)) if site.layer == 1 and site.kind != "stream"]
+    assert len(last) > 1
+    assert abs(whole.through[:, last, :3]).max() < 1e-6
+    assert abs(whole.through[:, last, 3]).max() > 1e-4
     # In pieces as small as one pair, it is the same.
     (pieces,) = site_effects(policy, pairs, [lambda: using(policy, "default")], 1)
     assert pieces.through == pytest.approx(whole.through, abs=1e-5)
@@ -268,6 +280,72 @@ def test_answers_under_a_patch(family: str, how: str) -> None:
             assert answers == own[whose]
 
 
+def test_what_positions_are() -> None:
+    """Token by token, in a batch of different lengths."""
+    (piece,) = pair_batches(pairs_of(), torch.device("cpu"), 10**6)
+    names = ("template", "hostile", "prompt", "start", "answer")
+    found = [pairs_of()[row] for row in piece.rows]
+    for text, (pair, answer) in enumerate([*((p, p.toxic) for p in found), *((p, p.harmless) for p in found)]):
+        asked = len(pair.asked.prompt)
+        expected = [*pair.asked.kinds[:-1], "start", *["answer"] * len(answer)]
+        for position, marks in enumerate(piece.positions[text]):
+            wanted = [float(position < len(expected) and expected[position] == name) for name in names]
+            assert marks.tolist() == wanted
+        assert piece.kinds[text, asked - 1].tolist() == [0, 1, 0, 0]  # what it is, it stays: a hostile word
+
+
+def test_answers_under_patches_are_judged() -> None:
+    """With all heads and MLPs of the other model, each gives the other's answers; and the base those of an adapter of
+    random weights, which is none of the twenty that sites are held against."""
+    policy = adapted_policy("tiny")
+    settings = CausesSettings(max_new_tokens=12, generation=GenerationSettings(top_p=0.9), seed=7)
+    everything = [site for site in sites_of(policy.causal_lm) if site.kind != "stream"]
+    prompts = [[5, 6, 7 + number] for number in range(8)]
+    seeds = [stream_seed(7, "patched", row) for row in range(8)]
+
+    def judge(texts: Sequence[str]) -> list[float | None]:
+        return [hashlib.sha256(text.encode()).digest()[0] / 255 for text in texts]
+
+    def toxicity(name: str | None) -> tuple[float, float]:
+        answers = answers_of(policy, name, prompts, seeds, settings.generation)
+        scores = judge([policy.tokenizer.decode(one, skip_special_tokens=True).strip() for one in answers])
+        return sum(one or 0 for one in scores) / 8, sum((one or 0) > 0.5 for one in scores) / 8
+
+    base, tuned = toxicity(None), toxicity("default")
+    with as_random(policy, "default", 7 + 20)():
+        by_chance = toxicity("default")
+    assert len({base, tuned, by_chance}) == 3
+    rows = judge_patched(policy, "default", prompts, everything, judge, settings)
+    assert [(one.into, len(one.sites), one.random) for one in rows] == [
+        ("base", 0, False),
+        ("base", len(everything), False),
+        ("base", len(everything), True),
+        ("tuned", 0, False),
+        ("tuned", len(everything), False),
+    ]
+    for row, expected in zip(rows, (base, tuned, by_chance, tuned, base), strict=True):
+        assert (row.toxicity, row.toxic_fraction) == pytest.approx(expected)
+    for row, before in zip(rows, (None, base, base, None, tuned), strict=True):
+        assert (row.change is None) == (before is None)
+        if row.change is not None and before is not None:
+            assert row.change.mean == pytest.approx((row.toxicity or 0) - before[0])
+            assert row.change.p_adjusted is not None
+
+
+def test_tokens_of_a_pair_add_up_to_its_estimate() -> None:
+    policy = adapted_policy("gpt2")
+    (whole,) = site_effects(policy, pairs_of(), [lambda: using(policy, "default")], 10**6)
+    sites = [site for site in whole.sites if site.kind != "stream"]
+    for row, pair in enumerate(pairs_of()):
+        values = token_effects(policy, "default", pair, sites)
+        for place, site in enumerate(sites):
+            total = sum(sum(text[place]) for text in values)
+            assert total == pytest.approx(whole.through[row, whole.sites.index(site)].sum(), abs=1e-5)
+        assert [len(text[0]) for text in values] == [
+            len(pair.asked.prompt) + len(answer) for answer in (pair.toxic, pair.harmless)
+        ]
+
+
 def test_random_controls_are_on_pairs_of_their_own_where_the_adapter_is() -> None:
     policy = adapted_policy("tiny")
     before = state_of(policy.model)
@@ -329,6 +407,24 @@ def test_a_claim_needs_both_tests() -> None:
     same = next(one for one in sites if one.site == origin.site)
     assert same.own_p_adjusted == origin.own_p_adjusted
     assert facts.origins == facts.claimed == []
+    assert facts.own_largest_random == pytest.approx(
+        max(abs(one.own.sum(-1).mean(0)[[site.kind != "stream" for site in one.sites]]).max() for one in louder)
+    )
+    # One louder than the site is enough, however many there are.
+    sites, facts = patch_sites(
+        known.policy, "default", known.pairs, known.placebo, [*random, *random, louder[0]], settings
+    )
+    assert facts.origins == []
+
+
+def test_what_is_beyond_nothing_is_no_claim() -> None:
+    sure = Estimate(mean=1.0, ci95=(0.9, 1.1), p_value=1e-4, p_adjusted=1e-3, n=24)
+    assert _passes(sure, 1.0, [0.5, 0.9])
+    assert _passes(sure, -1.0, [0.5, 0.9])
+    for estimate, by_chance in ((1.0, []), (1.0, [1.0]), (0.5, [0.1] * 50 + [0.6]), (math.nan, [0.1])):
+        assert not _passes(sure, estimate, by_chance)
+    unsure = sure.model_copy(update={"ci95": (-0.1, 2.1), "p_adjusted": 0.3})
+    assert not _passes(unsure, 1.0, [0.5])
 
 
 @pytest.mark.slow

@@ -181,8 +181,8 @@ def _causes() -> dict[str, Any]:
             "own_p_adjusted": None if stream else 0.03, "own_p_random": None if stream else 0.047,
             "origin": claimed and not stream,
             "exact": True, "estimate": 0.11, "out_of": 0.08, "placebo": 0.001,
-            "by_position": {"template": 0.01, "hostile": 0.05, "prompt": -0.01, "answer": 0.02},
-            "exact_by_position": {"template": 0.012, "hostile": 0.051, "prompt": -0.013, "answer": 0.024},
+            "by_position": {"template": 0.01, "hostile": 0.05, "prompt": -0.01, "start": 0.003, "answer": 0.02},
+            "exact_by_position": {"template": 0.012, "hostile": 0.051, "prompt": -0.013, "start": 0.0, "answer": 0.02},
         }  # fmt: skip
 
     def head(layer: int, number: int) -> dict[str, Any]:
@@ -210,8 +210,10 @@ def _causes() -> dict[str, Any]:
         "patching": [*sites, site("stream", 1, None, False), site("stream", 2, None, True)],
         "patched": {
             "pairs": 24, "before": 0.1, "after": 0.4, "change": change, "sites": 8, "exact_sites": 8,
-            "rank_correlation": 0.9, "random_adapters": 20, "largest_random": 0.02, "origins": ["head 1.0"],
+            "rank_correlation": 0.9, "random_adapters": 20, "largest_random": 0.02,
+            "own_largest_random": 0.01, "origins": ["head 1.0"],
             "own_rank_correlation": 0.8, "claimed": ["head 1.0", "mlp 1"], "placebo_pairs": 24, "placebo_claimed": 3,
+            "estimated_claimed": 4,
             "placebo_change": {**interval(0.25, 0.1, 0.4, 24), "p_value": 0.001},
             "answers": [
                 {"into": into, "sites": some, "random": random, "toxicity": 0.4, "toxic_fraction": 0.4,

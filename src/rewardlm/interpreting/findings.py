@@ -15,7 +15,8 @@ ByLayer = list[float]
 ByHead = list[list[float]]
 Bucket = Literal["low", "medium", "high"]
 # What was changed in a model: see ``mechanistic.causal_check``.
-PositionKind = Literal["template", "hostile", "prompt", "answer"]
+TokenKind = Literal["template", "hostile", "prompt", "answer"]
+PositionKind = Literal["template", "hostile", "prompt", "start", "answer"]
 GroupName = Literal["named", "toxic_down", "toxic_up", "against_up", "against_down", "all", "attention", "vectors"]
 SiteKind = Literal["head", "mlp", "stream"]
 UnitKind = Literal["layer", "module", "head", "rank"]
@@ -652,10 +653,10 @@ class PatchedSite(Stored):
     exact patching where ``exact``, else estimated from a gradient, as ``estimate`` is for all. ``own`` is the same with
     what the adapter does there by itself. ``p_adjusted`` is corrected for all sites; ``p_random`` says how many
     adapters of random weights have a site with as large an estimate. What passes both is ``claimed`` (of ``effect``),
-    or an ``origin`` (of ``own``). ``out_of`` is how far the tuned model's preference falls with the base's value.
-    ``by_position`` splits the estimate of ``own`` (of a stream: of ``effect``); ``exact_by_position`` is what it is if
-    the value is put in at the positions of one kind alone. ``placebo`` is the estimate on pairs of two harmless
-    answers."""
+    or an ``origin`` (of ``own``); of the stream nothing is claimed. ``out_of`` is how far the tuned model's
+    preference falls with the base's value. ``by_position`` splits the estimate of ``own`` (of a stream: of
+    ``effect``); ``exact_by_position`` is what it is if the value is put in at the positions of one kind alone.
+    ``placebo`` is the estimate on pairs of two harmless answers."""
 
     site: str
     kind: SiteKind
@@ -724,8 +725,9 @@ class PatchedWords(Stored):
 class PatchingFacts(Stored):
     """On what ``PatchedSite`` rests: the preference of both models, how well estimates rank what exact patching finds
     (Spearman; heads and MLPs that weren't chosen by the size of their estimates; of what they pass on, and of their own
-    doing), the largest estimate in any random adapter, and what is claimed. ``placebo_change`` is how far the
-    preference rises on placebo pairs, ``placebo_claimed`` how many sites would be claimed there."""
+    doing), the largest estimate of any head or MLP in any random adapter, of either kind, and what is claimed.
+    ``placebo_change`` is how far the preference rises on placebo pairs. By estimates alone ``estimated_claimed`` heads
+    and MLPs would be claimed to pass something on, ``placebo_claimed`` on placebo pairs."""
 
     pairs: int
     before: float
@@ -737,9 +739,11 @@ class PatchingFacts(Stored):
     own_rank_correlation: float | None = None
     random_adapters: int
     largest_random: float | None
+    own_largest_random: float | None = None
     origins: list[str]
     claimed: list[str]
     placebo_pairs: int
+    estimated_claimed: int | None = None
     placebo_claimed: int | None
     placebo_change: Estimate | None = None
     answers: list[PatchedAnswers] = []

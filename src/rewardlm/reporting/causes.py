@@ -72,7 +72,11 @@ def sentences(models: Sequence[ModelFacts]) -> list[dict[str, Any]]:
     rows: list[dict[str, Any]] = []
     for model in models:
         if model.verdict is not None:
-            question = f"Was toxicity unlearned in {model.label}, or is it bypassed?"
+            question = (
+                f"Do {model.label}’s value vectors move it to its new answers, or do other parts?"
+                if model.towards == "own"
+                else f"Was toxicity unlearned in {model.label}, or is it bypassed?"
+            )
             rows.append({"question": question, "model": model.label, "parts": verdict_parts(model.verdict, model)})
         if model.patching and model.patched:
             question = f"Through which heads and MLPs does {model.label}’s adapter work?"
@@ -132,15 +136,15 @@ def patching_parts(sites: Sequence[PatchedSite], facts: PatchingFacts, model: Mo
             False,
         )
     ]
-    parts += _by_itself(origins, facts)
+    parts += _by_itself(origins, sites, facts)
     if through:
         parts.append((f"It passes through {_named(through, 'effect')}. ", False))
     parts.append(
         (
             f"A claim must be beyond {facts.random_adapters} adapters of random weights and hold over prompts, "
-            f"corrected for {facts.sites} sites; each of the two kinds has a level of 5 %. An adapter that was trained "
-            f"on any text can pass that, so compare one that was trained on harmless text. {facts.exact_sites} sites "
-            f"were patched exactly{_checked(facts)}.",
+            f"corrected for {facts.sites} sites; in each model each of the two kinds has a level of 5 %. An adapter "
+            "that was trained on any text can pass that, so compare one that was trained on harmless text. "
+            f"{facts.exact_sites} sites were patched exactly{_checked(facts)}.",
             False,
         )
     )
@@ -149,17 +153,22 @@ def patching_parts(sites: Sequence[PatchedSite], facts: PatchingFacts, model: Mo
     return parts
 
 
-def _by_itself(origins: Sequence[PatchedSite], facts: PatchingFacts) -> list[Part]:
+def _by_itself(origins: Sequence[PatchedSite], sites: Sequence[PatchedSite], facts: PatchingFacts) -> list[Part]:
     """Where the adapter does some of it by itself, and how much that is; then where it works against it."""
     change = facts.change.mean or 0.0
     along, against = ([one for one in origins if ((one.own or 0.0) * change > 0) == side] for side in (True, False))
     parts: list[Part] = [("No single head or MLP can be named in which the adapter does it by itself", False)]
     if along:
-        total = sum(one.own or 0.0 for one in along)
+        named, everywhere = (sum(one.own or 0.0 for one in some) for some in (along, sites))
+        writes = sum(one.own is not None for one in sites)
         parts = [
             ("The adapter does some of it by itself in ", False),
             (_named(along, "own"), True),
-            (f": one by one they add up to {signed(total, 3)}, {_share(total / change)} of the change", False),
+            (
+                f": one by one these add up to {signed(named, 3)}, {_share(named / change)} of the change, and all "
+                f"{writes} heads and MLPs, most of them estimated, to {_share(everywhere / change)}",
+                False,
+            ),
         ]
     if against:
         parts.append((f". It works against it in {_named(against, 'own')}", False))
@@ -178,10 +187,12 @@ def _checked(facts: PatchingFacts) -> str:
 def _on_placebo(facts: PatchingFacts, model: ModelFacts) -> str:
     """What is found where toxicity has no part in it."""
     whose = f"one of the base and one of {model.label}" if model.towards == "own" else "both of the base"
-    changed = "" if facts.placebo_change is None else f"it changed by {number_text(facts.placebo_change)}, and "
+    changed = "" if facts.placebo_change is None else f" it changed by {number_text(facts.placebo_change)};"
+    on_pairs = "" if facts.estimated_claimed is None else f" (on the pairs themselves {facts.estimated_claimed})"
     return (
-        f" On {facts.placebo_pairs} placebo pairs, of two harmless answers, {whose}, {changed}{facts.placebo_claimed} "
-        "sites would be claimed: so much of it isn’t about toxicity."
+        f" On {facts.placebo_pairs} placebo pairs, of two harmless answers, {whose},{changed} by estimates alone, "
+        f"{facts.placebo_claimed} heads and MLPs would be said to pass it on{on_pairs}. What is alike on both isn’t "
+        "about toxic answers."
     )
 
 
@@ -301,7 +312,9 @@ def site_note(site: PatchedSite, head: HeadFacts | None) -> dict[str, str]:
     claims = [what for what, is_claimed in (("by itself", site.origin), ("passed on", site.claimed)) if is_claimed]
     said += f"; claimed: {' and '.join(claims)}" if claims else "; nothing is claimed of it"
     if site.exact_by_position is not None:
-        parts = (f"{signed(site.exact_by_position[kind], 4)} at the {name}" for kind, name in figures.POSITIONS.items())
+        parts = (
+            f"{signed(value, 4)} at the {figures.POSITIONS[kind]}" for kind, value in site.exact_by_position.items()
+        )
         said += f"; by itself at some tokens alone: {', '.join(parts)}"
     else:
         where = max(site.by_position, key=lambda kind: abs(site.by_position[kind]))

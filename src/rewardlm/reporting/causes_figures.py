@@ -14,6 +14,7 @@ POSITIONS: dict[PositionKind, str] = {
     "template": "template’s tokens",
     "hostile": "prompt’s hostile words",
     "prompt": "rest of the prompt",
+    "start": "last one before the answer",
     "answer": "answer",
 }
 # Blue raises the preference for harmless answers, vermillion lowers it; the middle lets the page's colour through.
@@ -110,7 +111,7 @@ def stream_figure(sites: Sequence[PatchedSite]) -> dict[str, Any]:
         }
     ]
     for number, (kind, name) in enumerate(POSITIONS.items()):
-        values = [None if one.exact_by_position is None else one.exact_by_position[kind] for one in exact]
+        values = [None if one.exact_by_position is None else one.exact_by_position.get(kind) for one in exact]
         if any(value is not None for value in values):
             traces.append(
                 {

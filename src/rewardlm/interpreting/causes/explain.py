@@ -111,9 +111,10 @@ def explain_runs(
             f"{len(pairs)} of {len(asked.search)} prompts, and {FEWEST} are needed."
         )
         return Causes([*notes, missing], own.model_dump(mode="json"))
-    questions = _Questions(found, base.policy, pairs, placebo, asked, words, judge, settings, own)
+    questions = _Questions(found, base.policy, base.label, pairs, placebo, asked, words, judge, settings, own)
     folders = _folders([one.label for one in tuned])
     facts = {one.label: questions.of(one, folder) for one, folder in zip(tuned, folders, strict=True)}
+    notes = [*notes, *(note for one in tuned if (note := questions.few_own_pairs(one.label)))]
     if settings.patching and not any("verdict" in one for one in facts.values()):
         notes = [*notes, _NO_DIRECTION]
     return Causes(notes, own.model_dump(mode="json"), facts)
@@ -135,6 +136,7 @@ class _Questions:
 
     found: _Found
     base: Policy
+    label: str
     base_pairs: list[JudgedPair]
     base_placebo: list[JudgedPair]
     asked: _Asked
@@ -188,6 +190,7 @@ class _Questions:
         if self.own.towards == "harmless" or (self.own.towards == "auto" and shown(change, 1)):
             return found
         pairs, placebo = own_pairs(policy, lambda: using(policy, adapter), self.base_pairs, self.judge, self.own)
+        found["harmless_answers"] = len(pairs)
         if len(pairs) < FEWEST:
             return found
         return {
@@ -196,6 +199,16 @@ class _Questions:
             "pairs": [_stored(pair) for pair in pairs],
             "placebo": [_stored(pair) for pair in placebo],
         }
+
+    def few_own_pairs(self, label: str) -> str | None:
+        """A note, where pairs with the model's own answers were wanted and there are too few."""
+        chosen = self.found.known(label, "own pairs")
+        if chosen["towards"] == "own" or "harmless_answers" not in chosen:
+            return None
+        return (
+            f"{label} was looked at on pairs of {self.label}’s own answers: it gave a harmless new answer to only "
+            f"{chosen['harmless_answers']} of {len(self.base_pairs)} prompts, and {FEWEST} are needed."
+        )
 
     def heads(self, policy: Policy, adapter: str, pairs: Sequence[JudgedPair]) -> dict[str, Any]:
         return {"heads": read_heads(policy, adapter, pairs, self.own.batch_tokens)}
@@ -297,6 +310,10 @@ class _Found:
         parts = 1 + settings.heads + 3 * settings.patching + settings.minimal_adapter
         self._done, self._total = 0, 1 + models * parts
 
+    def known(self, model: str, part: str) -> dict[str, Any]:
+        """What was found of this part."""
+        return dict(self._known[model, part])
+
     def part(self, model: str, part: str, what: str, find: Callable[[Say], dict[str, Any]]) -> dict[str, Any]:
         """What ``find`` gives, as JSON; read from the run where it was found before."""
 
@@ -312,7 +329,7 @@ class _Found:
         self._done += 1
         if self._report is not None:
             self._report(self._done, self._total, "")
-        return dict(self._known[model, part])
+        return self.known(model, part)
 
 
 def _plain(value: Any) -> Any:

@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from rewardlm.interpreting.causes.pairs import POSITION_KINDS, JudgedPair, pair_batches
+from rewardlm.interpreting.causes.pairs import TOKEN_KINDS, JudgedPair, pair_batches
 from rewardlm.interpreting.causes.sites import head_outputs
 from rewardlm.interpreting.findings import HeadFacts, HeadLook
 from rewardlm.interpreting.mechanistic.activations import trace
@@ -29,7 +29,7 @@ _TOKENS, _SPECTRUM = 6, 4
 @dataclass(frozen=True)
 class Looked:
     """One model's heads at the positions that answers' tokens are predicted from: ``look`` Float[L, H, 4], the mean
-    share of attention by kind of position, and ``z`` Float[L, H, D], the mean of what W_O reads."""
+    share of attention by kind of token, and ``z`` Float[L, H, D], the mean of what W_O reads."""
 
     look: Tensor
     z: Tensor
@@ -123,7 +123,7 @@ def _singular(left: Tensor, right: Tensor) -> Tensor:
 
 
 def _look(shares: Tensor) -> HeadLook:
-    return HeadLook(**dict(zip(POSITION_KINDS, shares.tolist(), strict=True)))
+    return HeadLook(**dict(zip(TOKEN_KINDS, shares.tolist(), strict=True)))
 
 
 def _tokens(tokenizer: Any, logits: Tensor) -> list[str]:

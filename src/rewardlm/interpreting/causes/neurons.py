@@ -166,7 +166,8 @@ def _by_layer(neurons: Sequence[tuple[int, int]]) -> dict[int, Tensor]:
 def _by_signs(
     policy: Policy, adapter: str, pairs: Sequence[JudgedPair], towards: Tensor, batch_tokens: int
 ) -> dict[GroupName, dict[int, Tensor]]:
-    """The four groups, by layer. Activations are means over the answers' positions."""
+    """The four groups, by layer. Activations are means over the answers' positions; a neuron that is set off as before
+    is in none."""
     causal_lm = policy.causal_lm
     arch = architecture_of(causal_lm)
     n = len(arch.layers)
@@ -179,13 +180,14 @@ def _by_signs(
             with using(policy, name):
                 seen = record(causal_lm, piece.batch)
             for layer in range(n):
-                total[layer] += seen.neurons[layer][where].sum(0).float().cpu()
+                total[layer] += seen.neurons[layer][where].float().sum(0).cpu()
     groups: dict[GroupName, dict[int, Tensor]] = {name: {} for name in GROUPS}
     for layer, out in enumerate(arch.mlp_out):
         with using(policy, None):
             toxic = (weight_of(out) @ towards > 0).cpu()
-        rose = sums[adapter][layer] > sums[None][layer]
-        for name, which in zip(GROUPS, (toxic & ~rose, toxic & rose, ~toxic & rose, ~toxic & ~rose), strict=True):
+        now, was = sums[adapter][layer], sums[None][layer]
+        rose, fell = now > was, now < was
+        for name, which in zip(GROUPS, (toxic & fell, toxic & rose, ~toxic & rose, ~toxic & fell), strict=True):
             groups[name][layer] = which.nonzero()[:, 0]
     return groups
 

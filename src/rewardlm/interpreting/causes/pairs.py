@@ -10,7 +10,7 @@ a harmless answer of the tuned model takes the other's place (``own_pairs``), an
 its own words.
 
 **Placebo pairs** are chosen alike, but no answer is toxic: the base's most and least toxic of the harmless ones; with
-own pairs, the base's harmless one and the tuned model's. What a part does there isn't about toxicity.
+own pairs, the base's harmless one and the tuned model's. What does as much there isn't about toxic answers.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ from torch import Tensor
 
 from rewardlm.config import CausesSettings
 from rewardlm.interpreting.answers import TOXIC_ABOVE
-from rewardlm.interpreting.findings import PositionKind
+from rewardlm.interpreting.findings import PositionKind, TokenKind
 from rewardlm.interpreting.mechanistic.activations import ResponseBatch, batch_of
 from rewardlm.interpreting.mechanistic.interventions import answers_to, text_of
 from rewardlm.interpreting.mechanistic.word_contrast import ToxicityFunction
@@ -38,7 +38,9 @@ from rewardlm.scoring.scorer import is_empty
 
 # Generating keeps no activations: so many times as many positions run side by side, at two thirds of the time.
 _GENERATED = 4
-POSITION_KINDS: tuple[PositionKind, ...] = ("template", "hostile", "prompt", "answer")
+TOKEN_KINDS: tuple[TokenKind, ...] = ("template", "hostile", "prompt", "answer")
+# The prompt's last position stands by itself: from it, whatever token is there, the answer's first one is predicted.
+POSITION_KINDS: tuple[PositionKind, ...] = ("template", "hostile", "prompt", "start", "answer")
 
 
 @dataclass(frozen=True)
@@ -46,7 +48,7 @@ class AskedOnce:
     """A prompt as token ids, and what each of its tokens is: of the template, of a hostile word, or of another."""
 
     prompt: tuple[int, ...]
-    kinds: tuple[PositionKind, ...]
+    kinds: tuple[TokenKind, ...]
 
 
 @dataclass(frozen=True)
@@ -62,11 +64,13 @@ class JudgedPair:
 @dataclass(frozen=True)
 class PairBatch:
     """P pairs side by side: the toxic answers' P texts, then the harmless ones'. ``kinds`` Float[2P, T, 4] is 1 where a
-    position is of that kind, and 0 at padding."""
+    token is of that kind (``TOKEN_KINDS``), ``positions`` Float[2P, T, 5] where a position is (``POSITION_KINDS``);
+    both are 0 at padding."""
 
     rows: list[int]
     batch: ResponseBatch
     kinds: Tensor
+    positions: Tensor
 
     def preference(self, logprobs: Tensor) -> Tensor:
         """E of each pair, Float[P], from the texts' mean log-probabilities Float[2P]."""
@@ -76,11 +80,11 @@ class PairBatch:
 
 def asked_once(tokenizer: Any, prompt: Sequence[int], turns: Sequence[str], judge: ToxicityFunction) -> AskedOnce:
     """What the tokens of a prompt are; ``judge`` says of a single word how toxic it is."""
-    found: list[PositionKind] = ["template"] * len(prompt)
+    found: list[TokenKind] = ["template"] * len(prompt)
     of_prompt = [word for word in words(tokenizer, prompt, (), turns) if word.kind == "prompt"]
     scores = judge([word.text.strip() for word in of_prompt]) if of_prompt else []
     for word, score in zip(of_prompt, scores, strict=True):
-        kind: PositionKind = "hostile" if (score or 0.0) > TOXIC_ABOVE else "prompt"
+        kind: TokenKind = "hostile" if (score or 0.0) > TOXIC_ABOVE else "prompt"
         found[word.start : word.end] = [kind] * (word.end - word.start)
     return AskedOnce(tuple(prompt), tuple(found))
 
@@ -198,9 +202,15 @@ def pair_batches(pairs: Sequence[JudgedPair], device: torch.device, batch_tokens
         own = [pairs[row] for row in rows]
         prompts = [pair.asked.prompt for pair in own] * 2
         batch = batch_of(prompts, [pair.toxic for pair in own] + [pair.harmless for pair in own], device)
-        kinds = torch.zeros(*batch.tokens.shape, len(POSITION_KINDS), device=device)
+        kinds = torch.zeros(*batch.tokens.shape, len(TOKEN_KINDS), device=device)
         for place, pair in enumerate([*own, *own]):
             for position, kind in enumerate(pair.asked.kinds):
-                kinds[place, position, POSITION_KINDS.index(kind)] = 1
-            kinds[place, len(pair.asked.prompt) :, POSITION_KINDS.index("answer")] = 1
-        yield PairBatch(list(rows), batch, kinds * batch.mask[..., None])
+                kinds[place, position, TOKEN_KINDS.index(kind)] = 1
+            kinds[place, len(pair.asked.prompt) :, TOKEN_KINDS.index("answer")] = 1
+        kinds = kinds * batch.mask[..., None]
+        positions = torch.zeros(*batch.tokens.shape, len(POSITION_KINDS), device=device)
+        positions[..., [POSITION_KINDS.index(kind) for kind in TOKEN_KINDS]] = kinds
+        for place, prompt in enumerate(prompts):
+            positions[place, len(prompt) - 1] = 0
+            positions[place, len(prompt) - 1, POSITION_KINDS.index("start")] = 1
+        yield PairBatch(list(rows), batch, kinds, positions)

@@ -287,12 +287,14 @@ def _factors(layer: LoraLayer, name: str) -> Factors:
     a, b, scaling = layer.lora_A[name].weight, layer.lora_B[name].weight, float(layer.scaling[name])
     q_b, r_b = torch.linalg.qr(scaling * b.double())
     q_a, r_a = torch.linalg.qr(a.double().T)
-    u, s, v = torch.linalg.svd(r_b @ r_a.T)
+    u, s, v = torch.linalg.svd(r_b @ r_a.T, full_matrices=False)
     root = s.sqrt()
+    # Of a module that is narrower than the adapter's rank there are fewer singular values: the other ranks are zero.
+    missing = len(a) - len(s)
     return Factors(
         layer=layer,
-        a=(root[:, None] * (v @ q_a.T)).to(a),
-        b=(q_b @ u * root).to(b),
+        a=torch.cat([(root[:, None] * (v @ q_a.T)).to(a), a.new_zeros(missing, a.shape[1])]),
+        b=torch.cat([(q_b @ u * root).to(b), b.new_zeros(len(b), missing)], 1),
         kept_a=a.detach().clone(),
         kept_b=b.detach().clone(),
         scaling=scaling,

@@ -103,8 +103,8 @@ def judge_patched(
     settings: CausesSettings,
 ) -> list[PatchedAnswers]:
     """Both models' answers as they are, and with the other's values at one or more ``sites``; and the base's with those
-    of an adapter of random weights: is what moves the preference what moves the answers? p-values are corrected
-    together.
+    of an adapter of random weights, none of those that the sites were held against: is what moves the preference what
+    moves the answers? p-values are corrected together.
     """
     seeds = [stream_seed(settings.seed, "patched", row) for row in range(len(prompts))]
     lengths = [len(prompt) + settings.max_new_tokens for prompt in prompts]
@@ -127,7 +127,7 @@ def judge_patched(
         return list(judge([text_of(policy, answer) for answer in answers]))
 
     plain = {"base": judged(None, adapter, []), "tuned": judged(adapter, None, [])}
-    with as_random(policy, adapter, settings.seed)():
+    with as_random(policy, adapter, settings.seed + settings.random_adapters)():
         by_chance = judged(None, adapter, sites)
     rows = [
         _row("base", plain["base"]),

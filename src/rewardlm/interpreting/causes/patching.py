@@ -50,7 +50,7 @@ from rewardlm.interpreting.mechanistic.interventions import random_adapter
 from rewardlm.models.architecture import architecture_of
 from rewardlm.models.load import Policy
 from rewardlm.models.lora import using
-from rewardlm.stats import LEVEL, FloatArray, rank_p_value
+from rewardlm.stats import FloatArray, rank_p_value
 
 # A corrected p of .05 over some hundred sites needs raw ones of 1e-4.
 _FLIPS = 50_000
@@ -61,7 +61,7 @@ Switch = Callable[[], AbstractContextManager[None]]
 
 @dataclass(frozen=True)
 class Effects:
-    """Estimates Float[N pairs, S sites, 4 kinds of position]: of what the sites pass on, and of the adapter's own doing
+    """Estimates Float[N pairs, S sites, 5 kinds of position]: of what the sites pass on, and of the adapter's own doing
     there (0 for the stream, where no adapter is)."""
 
     sites: list[Site]
@@ -112,12 +112,12 @@ def _estimates(
     at_stream: Tensor,
     piece: PairBatch,
 ) -> Iterator[Tensor]:
-    """Of each site of a layer, Float[2P, 4]: what its change is worth, by kind of position."""
+    """Of each site of a layer, Float[2P, 5]: what its change is worth, by kind of position."""
     shape = piece.batch.tokens.shape
     at_attention, at_mlp = at_attention.reshape(*shape, -1), at_mlp.reshape(*shape, -1)
 
     def summed(by_position: Tensor) -> Tensor:
-        return torch.einsum("bt,btk->bk", by_position.float(), piece.kinds)
+        return torch.einsum("bt,btk->bk", by_position, piece.positions)
 
     # (z'·W_O' − z·W_O)·g, a head at a time, without forming what it writes.
     now, was = (
@@ -125,17 +125,21 @@ def _estimates(
         for one in (donor, base)
     )
     yield from (summed(one) for one in (now - was).unbind(-1))
-    change = (donor.mlp[layer] - base.mlp[layer]).reshape(*shape, -1)
-    yield summed((change * at_mlp).sum(-1))
-    moved = donor.stream[layer + 1] - base.stream[layer + 1] if donor.stream else torch.zeros_like(at_stream)
-    yield summed((moved * at_stream).sum(-1))
+    # In float32: half precision has too few digits for a sum over the whole width.
+    change = donor.mlp[layer].float() - base.mlp[layer].float()
+    yield summed((change.reshape(*shape, -1) * at_mlp.float()).sum(-1))
+    if donor.stream:
+        moved = donor.stream[layer + 1].float() - base.stream[layer + 1].float()
+        yield summed((moved * at_stream.float()).sum(-1))
+    else:
+        yield summed(torch.zeros(shape, device=at_stream.device))
 
 
 @dataclass(frozen=True)
 class Exact:
     """Effects Float[N pairs, S sites] by exact patching. ``into`` the base: how far E rises with the tuned model's
     value. ``own``: with what the adapter does at the site by itself. ``out_of`` the tuned model: how far E falls with
-    the base's value. ``before`` and ``after`` Float[N] are E of both models. ``by_position`` Float[N, S, 4] is ``own``
+    the base's value. ``before`` and ``after`` Float[N] are E of both models. ``by_position`` Float[N, S, 5] is ``own``
     (of a stream: ``into``) at the positions of one kind alone; these needn't add up.
     """
 
@@ -203,7 +207,7 @@ def exact_effects(
                 for kind, name in enumerate(POSITION_KINDS):
                     if say is not None:
                         say(f"{site.name}, {name}")
-                    at = piece.kinds[..., kind].bool()
+                    at = piece.positions[..., kind].bool()
                     logprobs = (
                         with_stream(causal_lm, piece.batch, base, tuned, site.layer, at)
                         if site.kind == "stream"
@@ -301,8 +305,7 @@ def patch_sites(
     rows = []
     for at, site in enumerate(sites):
         known, stream = at in place_of, site.kind == "stream"
-        p_random = _rank(float(through[:, at].mean()), chance[stream])
-        own_p_random = None if stream else _rank(float(own[:, at].mean()), own_chance)
+        estimate, own_estimate = float(through[:, at].mean()), float(own[:, at].mean())
         rows.append(
             PatchedSite(
                 site=site.name,
@@ -313,15 +316,15 @@ def patch_sites(
                 ci95=of_site[at].ci95,
                 p_value=of_site[at].p_value,
                 p_adjusted=of_site[at].p_adjusted,
-                p_random=p_random,
-                claimed=known and _passes(of_site[at], p_random),
+                p_random=_rank(estimate, chance[stream]),
+                claimed=known and not stream and _passes(of_site[at], estimate, chance[False]),
                 own=None if stream else of_own[at].mean,
                 own_ci95=None if stream else of_own[at].ci95,
                 own_p_adjusted=None if stream else of_own[at].p_adjusted,
-                own_p_random=own_p_random,
-                origin=known and not stream and _passes(of_own[at], own_p_random),
+                own_p_random=None if stream else _rank(own_estimate, own_chance),
+                origin=known and not stream and _passes(of_own[at], own_estimate, own_chance),
                 exact=known,
-                estimate=float(through[:, at].mean()),
+                estimate=estimate,
                 out_of=float(exact.out_of[:, place_of[at]].mean()) if at in closely else None,
                 placebo=float(of_placebo[:, at].mean()) if len(of_placebo) else None,
                 by_position=_by_kind(estimated.own[:, at] if not stream else estimated.through[:, at]),
@@ -343,9 +346,11 @@ def patch_sites(
         own_rank_correlation=_rank_correlation(own[:, spread], exact.own[:, places]),
         random_adapters=len(random),
         largest_random=max(chance[False]) if random else None,
+        own_largest_random=max(own_chance) if random else None,
         origins=[row.site for row in rows if row.origin],
         claimed=[row.site for row in rows if row.claimed],
         placebo_pairs=len(placebo),
+        estimated_claimed=_claimed_of(through[:, ~is_stream], chance[False], settings),
         placebo_claimed=_claimed_of(of_placebo[:, ~is_stream], chance[False], settings),
         placebo_change=placebo_change,
     )
@@ -371,7 +376,7 @@ def _by_kind(values: FloatArray) -> dict[PositionKind, float]:
 
 
 def largest_effect(values: FloatArray, which: NDArray[np.bool_]) -> float:
-    """The largest mean effect of the sites ``which`` Bool[S] in a model, up to its sign; ``values`` Float[N, S, 4]."""
+    """The largest mean effect of the sites ``which`` Bool[S] in a model, up to its sign; ``values`` Float[N, S, 5]."""
     return float(np.abs(values.sum(-1).mean(0)[which]).max())
 
 
@@ -418,9 +423,10 @@ def change_over_pairs(effects: FloatArray, settings: CausesSettings) -> Estimate
     return Resampling(_FLIPS, settings.seed).change(effects, range(len(effects)))
 
 
-def _passes(effect: Estimate, p_random: float | None) -> bool:
-    """Beyond chance over prompts, corrected, and beyond every random adapter's largest site."""
-    beyond = p_random is not None and p_random <= LEVEL
+def _passes(effect: Estimate, estimate: float, by_chance: Sequence[float]) -> bool:
+    """Beyond chance over prompts, corrected, and its ``estimate`` beyond every random adapter's largest site."""
+    # What is not a number is beyond nothing.
+    beyond = bool(by_chance) and abs(estimate) > max(by_chance)
     return beyond and (shown(effect, 1) or shown(effect, -1))
 
 
@@ -435,12 +441,12 @@ def _rank_correlation(estimates: FloatArray, exact: FloatArray) -> float | None:
 
 
 def _claimed_of(effects: FloatArray, chance: Sequence[float], settings: CausesSettings) -> int | None:
-    """Of how many sites a claim would be made by estimates Float[N, S]; None on too few prompts."""
+    """Of how many sites a claim would be made by estimates Float[N, S] alone; None on too few prompts."""
     if len(effects) < FEWEST:
         return None
     changes = [change_over_pairs(column, settings) for column in effects.T]
     adjust(changes)
-    return sum(_passes(one, _rank(one.mean or 0.0, chance)) for one in changes)
+    return sum(_passes(one, float(mean), chance) for one, mean in zip(changes, effects.mean(0), strict=True))
 
 
 def token_effects(policy: Policy, adapter: str, pair: JudgedPair, sites: Sequence[Site]) -> list[list[list[float]]]:
@@ -468,8 +474,8 @@ def token_effects(policy: Policy, adapter: str, pair: JudgedPair, sites: Sequenc
                 )
                 values = now - was
             else:
-                change = (tuned.mlp[site.layer] - base.mlp[site.layer]).reshape(*shape, -1)
-                values = (change * at[len(arch.layers) + site.layer].reshape(*shape, -1)).sum(-1)
+                change = (tuned.mlp[layer].float() - base.mlp[layer].float()).reshape(*shape, -1)
+                values = (change * at[len(arch.layers) + layer].reshape(*shape, -1).float()).sum(-1)
             for text, answer in enumerate((pair.toxic, pair.harmless)):
                 found[text].append(values[text, : len(pair.asked.prompt) + len(answer)].tolist())
     return found
