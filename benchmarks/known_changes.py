@@ -9,7 +9,8 @@ counts is for answers of harmless over answers of toxic tokens. ``plant`` puts a
     template    one layer's MLP writes at the template's positions something that later layers turn into it
     random      every module's weights are random: nothing was planted
 
-All other modules have random weights, too, a tenth as large as those of ``random``.
+All other modules have random weights, too, a tenth as large as those of ``random``. What is written points where the
+preference rises fastest, as training finds it; or, with ``aside``, 60° from there, and is twice as long.
 
 ``found`` says whether what ``interpret`` claims is what was planted, and nothing else.
 """
@@ -56,7 +57,7 @@ class Known:
     placebo: list[JudgedPair]
 
 
-def plant(kind: ChangeKind, seed: int) -> Known:
+def plant(kind: ChangeKind, seed: int, *, aside: bool = False) -> Known:
     """A model and an adapter of this kind, both drawn by ``seed``."""
     generator = torch.Generator().manual_seed(1000 * seed + KINDS.index(kind))
 
@@ -77,8 +78,13 @@ def plant(kind: ChangeKind, seed: int) -> Known:
         at_template = piece.kinds[..., 0].bool()
         where = at_template if kind == "template" else piece.batch.mask
         # A write along it, at all of these positions, raises the preference by about RISE.
-        uphill = at_stream[where].sum(0) / len(text)
-        uphill = RISE * uphill / uphill.square().sum()
+        slope = at_stream[where].sum(0) / len(text)
+        writes = slope / slope.norm()
+        if aside:
+            other = torch.randn(WIDTH, generator=generator)
+            other -= (other @ writes) * writes
+            writes = writes + 3**0.5 * other / other.norm()
+        uphill = RISE * writes / (writes @ slope)
         # Where it must be longer than all that the layer writes, any change as large does as much: another model.
         if float(uphill.norm()) < float(seen.mlp[layer].detach()[piece.batch.mask].norm(dim=-1).mean()):
             break

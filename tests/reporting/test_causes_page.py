@@ -26,18 +26,26 @@ def test_only_what_is_claimed_is_named(model):
     text, strong = said(model, "Through which heads")
     assert strong == "head 1.0 (+0.050), head 1.1 (+0.050), mlp 1 (+0.050)"
     # 0.15 of the change of 0.3.
-    assert f"some of it by itself in {strong}: one by one they add up to +0.150, 50 % of the change." in text
+    assert f"some of it by itself in {strong}: one by one these add up to +0.150, 50 % of the change, and all " in text
+    # The other three heads and MLPs do 0.01 each, by estimate.
+    for site in model.patching:
+        site.exact = site.exact and site.origin
+        if site.kind != "stream" and not site.origin:
+            site.own = 0.01
+    text, _ = said(model, "Through which heads")
+    assert "and all 6 heads and MLPs (3 of them estimated) to 60 %. " in text
     assert "against it" not in text
     assert "It passes through head 1.0 (+0.200)" in text
     assert "head 0." not in text
     assert "20 adapters of random weights" in text
     assert "ρ = 0.90 for what is passed on and 0.80 for what is done by itself." in text
     assert "On 24 placebo pairs, of two harmless answers, both of the base, it changed by +0.25" in text
-    assert "and 3 sites would be claimed" in text
+    assert "by estimates alone, 3 heads and MLPs would be said to pass it on (on the pairs themselves 4)." in text
     next(site for site in model.patching if site.site == "mlp 1").own = -0.05
     text, strong = said(model, "Through which heads")
     assert strong == "head 1.0 (+0.050), head 1.1 (+0.050)"
-    assert "+0.100, 33 % of the change. It works against it in mlp 1 (−0.050). " in text
+    assert "+0.100, 33 % of the change, and all 6 " in text
+    assert "It works against it in mlp 1 (−0.050). " in text
     for site in model.patching:
         site.origin = site.claimed = False
     text, strong = said(model, "Through which heads")
@@ -57,11 +65,11 @@ def test_the_verdict_names_its_margins(model):
 
 def test_pairs_of_its_own_answers_are_no_verdict_on_toxicity(model):
     model.towards = "own"
-    text, strong = said(model, "unlearned")
+    text, strong = said(model, "Do FT’s value vectors move it to its new answers")
     assert "its value vectors could write as before; other parts move it to its new answers" in strong.lower()
     assert "The preference for the base’s own harmless answers was not shown to rise (+0.02 (" in text
     model.harmless_change.ci95, model.harmless_change.mean = (0.1, 0.3), 0.2
-    text, _ = said(model, "unlearned")
+    text, _ = said(model, "Do FT’s value vectors")
     assert "The preference for the base’s own harmless answers changed by +0.20 (+0.10 to +0.30)" in text
     text, _ = said(model, "Through which heads")
     assert "a toxic answer of the base and a new, harmless one of FT" in text

@@ -160,13 +160,14 @@ def _by_itself(origins: Sequence[PatchedSite], sites: Sequence[PatchedSite], fac
     parts: list[Part] = [("No single head or MLP can be named in which the adapter does it by itself", False)]
     if along:
         named, everywhere = (sum(one.own or 0.0 for one in some) for some in (along, sites))
-        writes = sum(one.own is not None for one in sites)
+        writes = [one for one in sites if one.own is not None]
+        guessed = sum(not one.exact for one in writes)
         parts = [
             ("The adapter does some of it by itself in ", False),
             (_named(along, "own"), True),
             (
                 f": one by one these add up to {signed(named, 3)}, {_share(named / change)} of the change, and all "
-                f"{writes} heads and MLPs, most of them estimated, to {_share(everywhere / change)}",
+                f"{len(writes)} heads and MLPs ({guessed} of them estimated) to {_share(everywhere / change)}",
                 False,
             ),
         ]
