@@ -374,11 +374,10 @@ def test_random_controls_are_on_pairs_of_their_own_where_the_adapter_is() -> Non
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("seed", range(2))
 @pytest.mark.parametrize("kind", KINDS)
-def test_what_was_planted_is_found_blind(kind: ChangeKind, seed: int) -> None:
+def test_what_was_planted_is_found_blind(kind: ChangeKind) -> None:
     """``make prove-inside`` does so a hundred times each."""
-    known = plant(kind, seed)
+    known = plant(kind, 1)
     assert found(known, analysed(known))
 
 
