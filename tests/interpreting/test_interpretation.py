@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import json
 import shutil
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +19,7 @@ from tiny_runs import LABELS, measured_tiny_runs, rescore, write_adapter
 
 from rewardlm.config import AttributionSettings, InsideSettings, InterpretSettings
 from rewardlm.errors import ModelError, RunError
+from rewardlm.interpreting import records
 from rewardlm.interpreting.answers import draw, load_runs, token_positions
 from rewardlm.interpreting.findings import Interpretation
 from rewardlm.interpreting.interpretation import KIND, interpret
@@ -184,6 +186,20 @@ def test_an_interrupted_interpretation_goes_on_to_the_same_result(
     for name in ("drift", "attributions"):
         read = [(record.get("reader"), record["id"]) for record in run.read(name)]
         assert sorted(read) == sorted((record.get("reader"), record["id"]) for record in done.read(name))
+    assert_close(run.load(KIND), done.load(KIND))
+
+
+def test_the_baselines_answers_may_be_read_last(
+    made: list[Path], done: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Batches are by length, so where the tuned models' answers are the shorter ones, theirs come first."""
+
+    def one_by_one(lengths: Sequence[int], budget: int) -> list[list[int]]:
+        return [[row] for row in reversed(range(len(lengths)))]
+
+    monkeypatch.setattr(records, "microbatches", one_by_one)
+    run = interpret(made, SETTINGS, tmp_path / "out")
+    assert next(iter(run.read("drift")))["author"] != 0
     assert_close(run.load(KIND), done.load(KIND))
 
 

@@ -114,8 +114,10 @@ def record_drift(
     """
     readers = readers_of(run_models, "drift")
     size = run_models[0].policy.causal_lm.get_output_embeddings().weight.shape[0]
-    nothing = torch.zeros(len(readers), size, dtype=torch.float64)
-    sums, count = VocabularyDrift(nothing, nothing, 0), 0
+    # Two tensors: if no answer of the first batch is the baseline's they are written, and a file can't hold one tensor
+    # by two names.
+    logprobs, probabilities = (torch.zeros(len(readers), size, dtype=torch.float64) for _ in range(2))
+    sums, count = VocabularyDrift(logprobs, probabilities, 0), 0
     weights = RunMeans(settings.n_resamples, settings.seed, sample).weights
     if (run.path / _VOCABULARY).exists():
         stored = load_file(run.path / _VOCABULARY)
