@@ -14,7 +14,7 @@ POSITIONS: dict[PositionKind, str] = {
     "template": "template’s tokens",
     "hostile": "prompt’s hostile words",
     "prompt": "rest of the prompt",
-    "start": "last one before the answer",
+    "start": "last token before the answer",
     "answer": "answer",
 }
 # Blue raises the preference for harmless answers, vermillion lowers it; the middle lets the page's colour through.
