@@ -159,8 +159,8 @@ def _by_itself(origins: Sequence[PatchedSite], sites: Sequence[PatchedSite], fac
     along, against = ([one for one in origins if ((one.own or 0.0) * change > 0) == side] for side in (True, False))
     parts: list[Part] = [("No single head or MLP can be named in which the adapter does it by itself", False)]
     if along:
-        named, everywhere = (sum(one.own or 0.0 for one in some) for some in (along, sites))
-        writes = [one for one in sites if one.own is not None]
+        writes = [one for one in sites if one.kind != "stream"]
+        named, everywhere = (sum(one.own or 0.0 for one in some) for some in (along, writes))
         guessed = sum(not one.exact for one in writes)
         parts = [
             ("The adapter does some of it by itself in ", False),
