@@ -12,6 +12,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 from scipy.optimize import minimize
+from scipy.special import expit
 from scipy.stats import rankdata
 
 from rewardlm.stats import BoolArray, FloatArray
@@ -41,26 +42,40 @@ def fit_probe(x: FloatArray, toxic: BoolArray, *, penalty: float = 1.0, one_unit
     ``one_unit`` divides all features by the same number. Then the penalty falls alike on all directions, and the weight
     is a direction to push along. Otherwise features that hardly vary may have most of the weight.
 
-    The penalty makes the solution lie in the span of the n rows, so it is sought there: n numbers instead of M.
+    The penalty makes the solution lie in the span of the n rows, so of fewer rows than features it is sought there: n
+    numbers instead of M. The loss is smooth and convex, and its curvature is known: a few steps of Newton's find it.
     """
     mean, spread = x.mean(0), x.std(0)
     spread = np.where(spread > 1e-8 * (np.abs(mean) + 1e-8), spread, 1.0)
     if one_unit:
         spread = np.full_like(spread, np.sqrt(np.mean(np.square(x - mean))))
     standard = (x - mean) / spread
-    left, singular, right = np.linalg.svd(standard, full_matrices=False)
-    rows = left * singular
+    # In the span of the rows: standard = rows @ span, the spans' directions being orthonormal.
+    if len(x) < x.shape[1]:
+        variances, left = np.linalg.eigh(standard @ standard.T)
+        kept = variances > 1e-12 * max(float(variances.max()), 1e-300)
+        rows = left[:, kept] * np.sqrt(variances[kept])
+        span = (left[:, kept] / np.sqrt(variances[kept])).T @ standard
+    else:
+        rows, span = standard, np.eye(x.shape[1])
+    with_bias = np.column_stack([rows, np.ones(len(rows))])
+    penalties = np.append(np.full(rows.shape[1], penalty), 0.0)
     sign = np.where(toxic, 1.0, -1.0)
 
     def loss(parameters: FloatArray) -> tuple[float, FloatArray]:
-        weight, bias = parameters[:-1], parameters[-1]
-        margin = sign * (rows @ weight + bias)
-        pull = -sign * np.exp(-np.logaddexp(0, margin))  # d log(1 + e^-m) / dm = -1 / (1 + e^m)
-        value = np.logaddexp(0, -margin).sum() + penalty / 2 * weight @ weight
-        return float(value), np.append(rows.T @ pull + penalty * weight, pull.sum())
+        margin = sign * (with_bias @ parameters)
+        pull = -sign * expit(-margin)  # d log(1 + e^-m) / dm = -1 / (1 + e^m)
+        value = np.logaddexp(0, -margin).sum() + (penalties * parameters**2).sum() / 2
+        return float(value), with_bias.T @ pull + penalties * parameters
 
-    found = minimize(loss, np.zeros(rows.shape[1] + 1), jac=True, method="L-BFGS-B", options={"maxiter": 500}).x
-    return Probe(right.T @ found[:-1], float(found[-1]), mean, spread)
+    def curvature(parameters: FloatArray) -> FloatArray:
+        share = expit(with_bias @ parameters)
+        found: FloatArray = (with_bias.T * (share * (1 - share))) @ with_bias + np.diag(penalties)
+        return found
+
+    start = np.zeros(with_bias.shape[1])
+    found = minimize(loss, start, jac=True, hess=curvature, method="trust-exact", options={"gtol": 1e-8}).x
+    return Probe(found[:-1] @ span, float(found[-1]), mean, spread)
 
 
 def mean_difference(x: FloatArray, toxic: BoolArray) -> FloatArray:

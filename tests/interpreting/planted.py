@@ -160,16 +160,17 @@ def undo(model: Planted, way: str) -> None:
 
 
 def settings_for(model: Planted, **more: Any) -> InsideSettings:
-    return InsideSettings(
-        toxic_words=list(model.toxic.values()),
-        neutral_words=list(model.neutral.values()),
-        value_vectors=1,
-        causal_prompts=12,
-        max_new_tokens=6,
-        scales=[0.0, 1.0],
-        layer_groups=2,
-        **more,
-    )
+    own = {
+        "toxic_words": list(model.toxic.values()),
+        "neutral_words": list(model.neutral.values()),
+        "value_vectors": 1,
+        "ablation_prompts": 10,
+        "causal_prompts": 12,
+        "max_new_tokens": 6,
+        "scales": [0.0, 1.0],
+        "layer_groups": 2,
+    }
+    return InsideSettings.model_validate(own | more)
 
 
 def examined(way: str, **more: Any) -> tuple[Planted, Inside]:

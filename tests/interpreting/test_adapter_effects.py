@@ -59,8 +59,8 @@ def test_shares_that_never_add_up_say_so() -> None:
     layers = [module for module in policy.causal_lm.modules() if hasattr(module, "lora_B")]
 
     def effect() -> torch.Tensor:
-        scales = [torch.as_tensor(layer.scaling["default"]) for layer in layers]
-        return (scales[0] > 0.9 * 1.5).float() + 0 * torch.stack(scales).sum()
+        nothing = 0 * layers[0].lora_B["default"].weight.sum()
+        return float(layers[0].scaling["default"] > 0.9 * 1.5) + nothing
 
     found = path_shares(policy.causal_lm, effect, steps=4)
     assert (found.before, found.after) == (0, 1)

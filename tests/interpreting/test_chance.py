@@ -15,7 +15,7 @@ from rewardlm.interpreting.answers import ModelAnswers, RedrawnAnswers
 from rewardlm.interpreting.findings import AdapterPath, CausalRow, Estimate, RedrawPreference
 from rewardlm.interpreting.mechanistic.activations import BaseText
 from rewardlm.interpreting.mechanistic.adapter_effects import follow_path, preference_change
-from rewardlm.interpreting.mechanistic.causal_check import _either_way, _random_directions
+from rewardlm.interpreting.mechanistic.causal_check import _either_way, _random_directions, _to_control
 from rewardlm.interpreting.mechanistic.interventions import Condition
 from rewardlm.interpreting.mechanistic.probes import best_of_shuffled, shuffled
 from rewardlm.interpreting.mechanistic.verdicts import prefers_harmless
@@ -123,6 +123,33 @@ def test_random_directions_are_many_as_long_and_the_same_for_every_condition() -
     assert float((stacked @ stacked.T / direction.norm() ** 2 - torch.eye(20)).abs().max()) < 0.6
 
 
+def test_random_directions_are_tried_only_where_something_can_be_claimed() -> None:
+    direction = torch.ones(4)
+    kinds = [(None, "plain"), (None, "add"), (None, "ablate"), ("ft", "plain"), ("ft", "add"), ("ft", "ablate")]
+    conditions = [Condition(str(adapter), adapter, kind, direction=direction) for adapter, kind in kinds]
+
+    def tried(**means: float) -> set[int]:
+        rows = []
+        for number, condition in enumerate(conditions):
+            mean = means.get(f"{condition.kind}_{condition.model}", 0.0)
+            # Shown where the mean is not 0; "unsure" is beyond 0 by itself and not once it is corrected.
+            change = Estimate(mean=mean, ci95=(mean - 0.1, mean + 0.1), n=20, p_value=0.01, p_adjusted=0.02)
+            if abs(mean) == 0.3:
+                change = change.model_copy(update={"p_adjusted": 0.06})
+            rows.append(CausalRow.model_construct(kind=condition.kind, change=None if number % 3 == 0 else change))
+        return _to_control(conditions, rows)
+
+    assert tried() == set()
+    assert tried(add_None=0.5) == {1, 2}
+    assert tried(ablate_None=-0.5) == {1, 2}
+    assert tried(add_ft=0.5) == {4}
+    assert tried(add_None=0.5, add_ft=0.5) == {1, 2, 4}
+    # The wrong way round, or not shown among all that is read together; ablating from a tuned model claims nothing.
+    assert tried(add_None=-0.5, ablate_None=0.5) == set()
+    assert tried(add_None=0.3, ablate_None=-0.3, add_ft=0.3) == set()
+    assert tried(ablate_ft=-0.5) == set()
+
+
 @pytest.mark.slow
 def test_the_planted_direction_stands_out_among_random_ones_and_adding_alone_does_not() -> None:
     _, result = examined("untouched")
@@ -180,6 +207,11 @@ def test_an_adapter_that_knows_nothing_of_toxicity_is_not_said_to_prefer_harmles
         )
         assert path is not None
         claimed += prefers_harmless(path)
+        # Layers share in a preference that rose, and in no other.
+        assert path.redraw is not None
+        assert path.redraw.change.ci95 is not None
+        assert bool(path.by_layer) is (path.redraw.change.ci95[0] > 0)
+        assert bool(path.by_layer) or not path.adds_up
         own += path.after > path.before
     assert own >= 27
     # 2.5 % on the upper side; of 30, more than 4 come once in 2,000 times.

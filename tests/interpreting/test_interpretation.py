@@ -35,7 +35,7 @@ SETTINGS = InterpretSettings(
     dtype="float32",
     n_resamples=200,
     look_inside=False,
-    attribution=AttributionSettings(tokens=3),
+    attribution=AttributionSettings(tokens=3, faithfulness_tokens=30),
 )
 
 
@@ -429,7 +429,7 @@ def test_a_judge_that_cannot_be_asked_here_is_replaced_and_it_is_said() -> None:
 
 def test_the_method_is_tested_on_tokens_that_it_explained(made: list[Path], done: Run) -> None:
     records = list(done.read("faithfulness"))
-    # Nine pairs and three models have 27 own answers, one token each; thirty are asked for by default.
+    # Nine pairs and three models have 27 own answers, one token each; thirty are asked for.
     assert len(records) == 27
     assert {(record["reader"], record["pair"]) for record in records} == {
         (reader, pair) for reader in range(3) for pair in range(9)

@@ -36,7 +36,10 @@ def test_an_added_vector_is_in_the_stream_from_its_layer_on(family: str) -> None
         if layer < 2:
             assert not torch.allclose(after.attention_writes[layer], before.attention_writes[layer], atol=1e-3)
     assert state_of(policy.model) == state
-    with pytest.raises(ModelError, match="layer 3: expected 0 to 2"), added(policy.causal_lm, 3, vector):
+    with (
+        pytest.raises(ModelError, match="layer 3: this model has layers 0 to 1, and 2"),
+        added(policy.causal_lm, 3, vector),
+    ):
         pass
 
 

@@ -117,6 +117,12 @@ def test_shares_that_do_not_add_up_are_not_shown(results: dict[str, dict[str, An
     assert "Which layers do it can’t be told" in said(found)[question]
     assert "the shares of layers miss 30% of it" in said(found)[question]
     assert "Which layers carry the change" not in shown(found)
+    # A preference that was not shown to rise has no shares at all.
+    path |= {"by_layer": [], "by_module": {}, "steps": 0, "missing": path["whole"]}
+    path["redraw"]["change"] |= {"mean": 0.1, "ci95": [-0.1, 0.3]}
+    assert "So no layer has a share in that." in said(found)[question]
+    assert "Which layers carry the change" not in shown(found)
+    assert "Layers" in printed(found)
 
 
 @pytest.mark.slow
@@ -133,6 +139,14 @@ def test_what_is_lost_without_the_vectors_is_said_beside_others(results: dict[st
     assert "was not shown to take more of these logits" in said(found)["What does PT lose without the 1 value vectors?"]
     base["logits"] |= {"beyond_random": {"mean": -0.1, "ci95": [-0.3, -0.05], "n": 6}, "p_value_random": 2 / 21}
     assert "was not shown to take more of these logits" in said(found)["What does PT lose without the 1 value vectors?"]
+    for taken, why in (((-0.3, 0.1), "no loss is shown"), ((-0.3, -0.1), "the base was not shown to need them")):
+        alone = copy.deepcopy(found)
+        alone["ablation"]["by_model"]["PT"]["logits"] |= {
+            "change": {"mean": -0.1, "ci95": taken, "n": 6}, "random": None, "random_change": None,
+            "random_changes": [], "beyond_random": None, "p_value_random": None,
+        }  # fmt: skip
+        assert f"{why}, so no others were silenced." in said(alone)["What does PT lose without the 1 value vectors?"]
+        assert f"{why}, so no others were silenced." in " ".join(printed(alone).split())
     own = said(found)["Has FT unlearned toxicity?"]
     assert (
         "“As before” asks for an interval within 0.80 and 1.25; adapters of the same size with random weights push"

@@ -9,7 +9,6 @@ import torch
 from adapted import state_of
 from planted import NEURON, N, Planted, examined, planted, settings_for, undo
 
-from rewardlm.config import InsideSettings
 from rewardlm.errors import ModelError
 from rewardlm.interpreting.answers import ModelAnswers
 from rewardlm.interpreting.findings import CausalRow, Inside
@@ -213,11 +212,11 @@ def test_what_cannot_be_read_is_said() -> None:
 
 
 def test_a_prompt_that_stands_there_twice_is_asked_once() -> None:
-    """Its answers would count as several proofs of one thing. By default all 24 different ones are asked."""
+    """Its answers would count as several proofs of one thing. All 24 different ones are asked."""
     model = planted()
     prompts = [*model.prompts(24), *model.prompts(24)[:10]]
     answers = model.answers(prompts)
     answered = ModelAnswers("PT", None, answers, model.judge([model.text(tokens) for tokens in answers]))
-    settings = settings_for(model).model_copy(update={"causal_prompts": InsideSettings().causal_prompts})
+    settings = settings_for(model).model_copy(update={"causal_prompts": 30})
     found = check_causes(BaseText(model.policy, prompts, answered, settings), [answered], model.judge, None, None)
     assert found.prompts == 24

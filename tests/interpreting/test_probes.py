@@ -36,8 +36,8 @@ def test_a_probe_is_sklearns_logistic_regression(n: int, width: int, penalty: fl
     probe = fit_probe(x, toxic, penalty=penalty)
     scaler = preprocessing.StandardScaler().fit(x)
     theirs = linear_model.LogisticRegression(C=1 / penalty, tol=1e-10, max_iter=10_000).fit(scaler.transform(x), toxic)
-    assert probe.weight == pytest.approx(theirs.coef_[0], abs=2e-3)
-    assert probe.logits(x) == pytest.approx(theirs.decision_function(scaler.transform(x)), abs=5e-3)
+    assert probe.weight == pytest.approx(theirs.coef_[0], abs=1e-5)
+    assert probe.logits(x) == pytest.approx(theirs.decision_function(scaler.transform(x)), abs=1e-4)
 
 
 def test_a_feature_that_never_varies_harms_nothing() -> None:

@@ -16,7 +16,7 @@ from rewardlm.config import InsideSettings
 from rewardlm.interpreting.answers import ModelAnswers, most_toxic_and_others
 from rewardlm.interpreting.findings import Estimate, Inside, RandomAdapter, Ratio
 from rewardlm.interpreting.mechanistic import verdicts
-from rewardlm.interpreting.mechanistic.activations import batch_of, trace
+from rewardlm.interpreting.mechanistic.activations import BaseText, batch_of, trace
 from rewardlm.interpreting.mechanistic.examination import examine
 from rewardlm.interpreting.mechanistic.logit_attribution import contrast_direction, vocabulary_covariance
 from rewardlm.interpreting.mechanistic.value_vectors import (
@@ -28,8 +28,8 @@ from rewardlm.interpreting.mechanistic.value_vectors import (
     value_vectors,
     vector_rows,
 )
-from rewardlm.interpreting.mechanistic.vector_ablation import ablation_effect, takes_more, vectors_like
-from rewardlm.interpreting.mechanistic.word_contrast import Contrast
+from rewardlm.interpreting.mechanistic.vector_ablation import ablate_vectors, ablation_effect, takes_more, vectors_like
+from rewardlm.interpreting.mechanistic.word_contrast import Contrast, contrast_for
 from rewardlm.models.architecture import architecture_of, weight_of
 
 VECTORS = [ValueVector(0, 3, 1, 1.0, ()), ValueVector(1, 7, -1, 1.0, ()), ValueVector(1, 2, 1, 1.0, ())]
@@ -220,6 +220,30 @@ def test_vectors_that_the_base_does_not_need_are_no_bypass(bypassed: Inside) -> 
         assert kind_of(found)[0] == "untouched"
 
 
+def test_where_silencing_takes_nothing_no_others_are_tried(bypassed: Inside) -> None:
+    """Nothing can be claimed then, whatever others take: the base doesn't need these vectors."""
+    model = planted()
+    prompts = model.prompts(N)
+    answers = model.answers(prompts)
+    scores = model.judge([model.text(tokens) for tokens in answers])
+    text = BaseText(model.policy, prompts, ModelAnswers("PT", None, answers, scores), settings_for(model))
+    other = ValueVector(0, NEURON + 1, 1, 0.0, ())
+    contrast = contrast_for(model.policy, model.judge, text.settings)
+    nothing = ablate_vectors(text, [text.base], [other], contrast, model.judge)
+    effect = nothing.by_model["PT"].logits
+    assert effect.change.ci95[1] >= 0
+    assert (effect.random, effect.random_changes, effect.beyond_random, effect.p_value_random) == (None, [], None, None)
+    found = copy.deepcopy(bypassed)
+    assert verdicts.vectors_matter(found) is True
+    found.ablation = nothing
+    assert verdicts.vectors_matter(found) is False
+    assert "silencing" in str(kind_of(found)[1])
+    # Shown to take something, but from too few sets for a rank: nobody can tell.
+    found.ablation = bypassed.ablation.model_copy(deep=True)
+    found.ablation.by_model["PT"].logits.p_value_random = None
+    assert verdicts.vectors_matter(found) is None
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("noise", [0.25, 1.0])
 def test_one_more_random_set_is_needed_one_time_in_twenty_one(noise: float) -> None:
@@ -334,9 +358,12 @@ def test_a_model_held_against_itself_pushes_as_before_and_has_unlearned_nothing(
 @pytest.mark.parametrize("name", ["tiny", "gpt2", "gpt_neox", "opt"])
 def test_activations_are_those_of_the_whole_trace(name: str) -> None:
     policy = adapted_policy(name)
-    batch = batch_of(PROMPTS, RESPONSES, policy.device)
-    whole = activations_of(trace(policy.causal_lm, batch).neurons, VECTORS)
-    assert torch.allclose(activations_at(policy.causal_lm, batch, VECTORS), whole, atol=1e-6)
+    own = ModelAnswers("PT", None, RESPONSES, [0.0] * len(RESPONSES))
+    text = BaseText(policy, PROMPTS, own, InsideSettings(batch_tokens=24))
+    batches = [batch for _, batch in text.batches(text.answered)]
+    assert len(batches) > 1
+    whole = torch.cat([activations_of(trace(policy.causal_lm, batch).neurons, VECTORS) for batch in batches])
+    assert torch.allclose(activations_at(text, VECTORS), whole, atol=1e-6)
 
 
 def test_other_vectors_are_of_the_same_layers_and_about_as_long() -> None:

@@ -26,8 +26,8 @@ class InsideSettings(Section):
         [], description="The other side. An empty list takes, for each toxic word, a harmless one that is as rare."
     )
     token_words: int = Field(40, ge=3, description="Words per side if none are given.")
-    adapter_answers: int = Field(6, ge=1, description="Answers that are taken apart module by module.")
-    lens_positions: int = Field(96, ge=1, description="Positions that the logit lens reads.")
+    adapter_answers: int = Field(4, ge=1, description="Answers that are taken apart module by module.")
+    lens_positions: int = Field(64, ge=1, description="Positions that the logit lens reads.")
     probe_answers: int = Field(
         100, ge=12, description="Answers that the probe reads, half of them toxic if there are so many."
     )
@@ -41,7 +41,7 @@ class InsideSettings(Section):
     pairs: int = Field(
         4, ge=1, description="Pairs of an old toxic and a new answer that are followed along the adapter's scale."
     )
-    path_steps: int = Field(4, ge=1, description="Steps along that scale; more if the modules' shares don't add up.")
+    path_steps: int = Field(3, ge=1, description="Steps along that scale; more if the modules' shares don't add up.")
     redraw_pairs: int = Field(
         12,
         ge=1,
@@ -64,8 +64,11 @@ class InsideSettings(Section):
     null_adapters: int = Field(
         2, ge=0, description="Random adapters of the same size, which show what size alone does to the push."
     )
-    ablation_prompts: int = Field(
-        10, ge=0, description="Prompts that are answered again without the value vectors; 0 leaves that out."
+    ablation_prompts: int | None = Field(
+        None,
+        ge=0,
+        description="Prompts that are answered again without the value vectors. By default 10 where there are no words "
+        "whose logits could be read instead, else none: a few answers show little.",
     )
     ablation_answers: int = Field(
         12, ge=1, description="Answers on which the words' logits are read without the value vectors."
@@ -77,7 +80,7 @@ class InsideSettings(Section):
         "needs the named ones.",
     )
     causal_prompts: int = Field(
-        30,
+        20,
         ge=0,
         description="Prompts that are answered again under every change, at most as many as are read; 0 "
         "leaves these tests out.",
@@ -86,10 +89,12 @@ class InsideSettings(Section):
     generation: GenerationSettings = Field(
         GenerationSettings(), description="How they are sampled; by default as the baseline's run sampled its own."
     )
-    scales: list[float] = Field([0.0, 0.5, 1.0, 1.5], description="What the adapter is multiplied by.")
+    scales: list[float] = Field(
+        [], description="What the adapter is multiplied by, as 0.5,1.5: 0 and 1 are the base and the model itself."
+    )
     layer_groups: int = Field(
-        5,
-        ge=1,
+        0,
+        ge=0,
         description="Groups of neighbouring layers whose adapter is switched off one after another; as many as layers: "
         "one layer at a time.",
     )
@@ -173,7 +178,7 @@ class AttributionSettings(Section):
         "takes the place of one token at a time), or inseq:NAME, a method of the package inseq.",
     )
     tokens: Annotated[int, Flag("--tokens")] = Field(
-        8, ge=1, description="Tokens that are explained per answer, one drawn from each of so many equal stretches."
+        3, ge=1, description="Tokens that are explained per answer, one drawn from each of so many equal stretches."
     )
     steps: int = Field(16, ge=1, description="Points that integrated gradients (Sundararajan et al. 2017) begin with.")
     tolerance: float = Field(
@@ -184,7 +189,7 @@ class AttributionSettings(Section):
         "end", description="What stands for no token: the end token's embedding, or zeros."
     )
     faithfulness_tokens: int = Field(
-        30,
+        15,
         ge=0,
         description="Explained tokens that test the method: their context is read without the words of the largest "
         "shares, and with only these. 0 leaves the test out.",

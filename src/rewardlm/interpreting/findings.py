@@ -599,7 +599,8 @@ class CausalRow(Stored):
 
 class CausalCheck(Stored):
     """Answers to as many prompts under every change. ``direction_p_value``: how often a random direction does as much
-    to the base, added or ablated."""
+    to the base, added or ablated; None where neither was shown to change toxicity, so that no random ones were tried.
+    """
 
     prompts: int
     rows: list[CausalRow]

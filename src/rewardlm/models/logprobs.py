@@ -213,6 +213,14 @@ def response_states(causal_lm: Any, packed: Packed, *, recompute: bool = False) 
     return states[where]
 
 
+def predicting_places(causal_lm: Any, packed: Packed) -> Int[Tensor, "N"]:
+    """Where each response token is predicted from, among all tokens of the last pass of ``response_states``."""
+    body, _ = body_and_head(causal_lm)
+    if packed.tree is not None and fastpath.runs_trees(body):
+        return packed.tree.predicting
+    return predicting_mask(packed.response_mask).flatten().nonzero()[:, 0]
+
+
 @contextlib.contextmanager
 def recomputed(body: Any, **how: Any) -> Iterator[None]:
     """Inside, a forward pass keeps each layer's input and nothing else; ``how`` goes to ``checkpoint``.

@@ -267,6 +267,10 @@ def _without_vectors(silenced: VectorAblation, lost: ModelAblation) -> list[Part
     for found, what, of, digits in measured:
         if found is None or found.change is None:
             continue
+        if found.random_change is None:
+            why = "the base was not shown to need them" if direction(found.change) == -1 else "no loss is shown"
+            parts.append((f"{what} by {number_text(found.change, digits)}: {why}, so no others were silenced. ", False))
+            continue
         beyond, rank = found.beyond_random, found.p_value_random
         more = direction(beyond) == -1 and rank is not None and rank <= 0.05
         takes = "takes more" if more else "was not shown to take more"

@@ -54,7 +54,7 @@ def _layers(found: Inside, console: Console) -> None:
         for label in found.models[1:]:
             path = found.paths[label]
             cells.append(f"{found.adapters[label].moved[layer + 1]:.1%}")
-            cells.append("–" if path is None else f"{path.by_layer[layer]:+.3f}")
+            cells.append("–" if path is None or not path.by_layer else f"{path.by_layer[layer]:+.3f}")
         table.add_row(*cells)
     print_table(
         console,

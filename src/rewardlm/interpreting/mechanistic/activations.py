@@ -36,7 +36,7 @@ from rewardlm.models.architecture import (
     architecture_of,
 )
 from rewardlm.models.load import Policy
-from rewardlm.models.logprobs import microbatches, pack, predicting_mask
+from rewardlm.models.logprobs import microbatches, pack, predicting_mask, predicting_places, response_states
 from rewardlm.models.lora import scaled
 from rewardlm.stream import reading_answers
 from rewardlm.trunk import attending, evaluating
@@ -243,6 +243,36 @@ def _at(states: Tensor, where: Tensor) -> Tensor:
 def _first(args: tuple[Any, ...], kwargs: dict[str, Any]) -> Tensor:
     states: Tensor = args[0] if args else kwargs["hidden_states"]
     return states
+
+
+@torch.no_grad()
+def read_by(
+    causal_lm: Any,
+    modules: Sequence[nn.Module],
+    prompts: Sequence[Sequence[int]],
+    responses: Sequence[Sequence[int]],
+    rows: Sequence[int],
+) -> list[Tensor]:
+    """What each of ``modules`` reads where the N answer tokens of ``rows`` are predicted from: Float[N, width],
+    float32, row after row. One pass, in which what prompts share is run once; ``trace`` has all parts, of whole rows.
+    """
+    packed = pack([prompts[row] for row in rows], [responses[row] for row in rows], next(causal_lm.parameters()).device)
+    last: dict[int, Tensor] = {}
+
+    def keep(number: int) -> Any:
+        # Where a prefix has a pass of its own, that comes first.
+        def hook(_module: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+            last[number] = _first(args, kwargs)
+
+        return hook
+
+    with contextlib.ExitStack() as stack:
+        stack.enter_context(evaluating(causal_lm))
+        for number, module in enumerate(modules):
+            stack.callback(module.register_forward_pre_hook(keep(number), with_kwargs=True).remove)
+        places = predicting_places(causal_lm, packed)
+        response_states(causal_lm, packed)
+    return [last[number].flatten(0, -2)[places].float() for number in range(len(modules))]
 
 
 def batches(

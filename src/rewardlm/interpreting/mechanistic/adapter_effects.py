@@ -5,31 +5,32 @@ Direct writes are read off the stream; shares of layers and modules are integrat
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+import contextlib
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 import torch
+from peft.tuners.lora import LoraLayer
 from torch import Tensor
 
 from rewardlm.config import InsideSettings
 from rewardlm.errors import ModelError
 from rewardlm.interpreting.answers import ModelAnswers, RedrawnAnswers
 from rewardlm.interpreting.findings import AdapterPath, AdapterWrites, Estimate, RedrawPreference, ScoreChange
-from rewardlm.interpreting.intervals import Resampling
+from rewardlm.interpreting.intervals import Resampling, shown
 from rewardlm.interpreting.mechanistic.activations import (
     BaseText,
     ResponseBatch,
-    batch_of,
-    batches,
     mean_logprobs,
     trace,
 )
 from rewardlm.interpreting.mechanistic.logit_attribution import direct_attribution, share_of_writes
 from rewardlm.interpreting.mechanistic.word_contrast import Contrast
 from rewardlm.models.architecture import Architecture, adapter_layers, architecture_of
-from rewardlm.models.lora import using
+from rewardlm.models.logprobs import forward_rows, row_stats
+from rewardlm.models.lora import scaled, using
 from rewardlm.stats import FloatArray
 from rewardlm.trunk import evaluating
 
@@ -116,7 +117,7 @@ def path_shares(causal_lm: Any, effect: Callable[[], Tensor], *, steps: int) -> 
     at ``steps`` Gauss-Legendre points. Shares add up to E(1, …, 1) − E(0, …, 0), which switching modules off one by one
     doesn't do. Where they miss it by more than 5 %, twice as many points are read, and so on while they are at most
     64; see ``adds_up``. ``effect()`` runs the model as it stands and gives a scalar with its graph. One backward pass a
-    point.
+    point, to the modules' B: s_i only ever stands beside B_i, so ∂E/∂s_i = ⟨∂E/∂B_i, B_i⟩ / s_i.
 
     Raises ModelError where no adapter is on.
     """
@@ -124,43 +125,55 @@ def path_shares(causal_lm: Any, effect: Callable[[], Tensor], *, steps: int) -> 
     layers = {name: layer for name, layer in layers.items() if any(a in layer.scaling for a in layer.active_adapters)}
     if not layers:
         raise ModelError("no adapter is on: its modules have no shares in anything")
-    found = {name: dict(layer.scaling) for name, layer in layers.items()}
-    device = next(causal_lm.parameters()).device
-
-    def at(t: float) -> Tensor:
-        scale = torch.full((len(layers),), t, device=device, requires_grad=True)
-        for index, (name, layer) in enumerate(layers.items()):
-            for adapter in layer.scaling:
-                layer.scaling[adapter] = found[name][adapter] * scale[index]
-        return scale
+    ups = [(name, up) for name, layer in layers.items() for up in _ups(layer)]
 
     def integral(steps: int) -> dict[str, float]:
-        total = torch.zeros(len(layers), dtype=torch.float64)
+        total = dict.fromkeys(layers, 0.0)
         for point, weight in zip(*np.polynomial.legendre.leggauss(steps), strict=True):
-            with torch.enable_grad():
-                scale = at(float(point + 1) / 2)
-                (gradient,) = torch.autograd.grad(effect(), scale)
-            total += float(weight) / 2 * gradient.double().cpu()
-        return dict(zip(layers, total.tolist(), strict=True))
+            t = float(point + 1) / 2
+            with scaled(layers.values(), t), torch.enable_grad():
+                slopes = torch.autograd.grad(effect(), [up for _, up in ups], allow_unused=True)
+            for (name, up), slope in zip(ups, slopes, strict=True):
+                if slope is not None:
+                    total[name] += float(weight) / 2 * float((slope.double() * up.detach().double()).sum()) / t
+        return total
 
     arch = architecture_of(causal_lm)
-    try:
-        with evaluating(causal_lm):
-            with torch.no_grad():
-                at(0.0)
+    with evaluating(causal_lm), _learning([up for _, up in ups]):
+        with torch.no_grad():
+            after = float(effect())
+            with scaled(layers.values(), 0.0):
                 before = float(effect())
-                for name, layer in layers.items():
-                    layer.scaling.update(found[name])
-                after = float(effect())
-            while True:
-                by_module = integral(steps)
-                shares = PathShares(before, after, by_module, np.array(_sums(arch, causal_lm, by_module)), steps=steps)
-                if shares.adds_up or 2 * steps > MOST_PATH_STEPS:
-                    return shares
-                steps *= 2
+        while True:
+            by_module = integral(steps)
+            shares = PathShares(before, after, by_module, np.array(_sums(arch, causal_lm, by_module)), steps=steps)
+            if shares.adds_up or 2 * steps > MOST_PATH_STEPS:
+                return shares
+            steps *= 2
+
+
+def _ups(layer: LoraLayer) -> list[Tensor]:
+    """B of the adapters that are on in ``layer``, and its bias where there is one."""
+    found: list[Tensor] = []
+    for name in layer.active_adapters:
+        if name in layer.lora_B:
+            found += layer.lora_B[name].parameters()
+        elif name in layer.lora_embedding_B:
+            found.append(layer.lora_embedding_B[name])
+    return found
+
+
+@contextlib.contextmanager
+def _learning(parameters: Sequence[Tensor]) -> Iterator[None]:
+    """Inside, these have gradients; afterwards as they were."""
+    kept = [parameter.requires_grad for parameter in parameters]
+    try:
+        for parameter in parameters:
+            parameter.requires_grad_(True)
+        yield
     finally:
-        for name, layer in layers.items():
-            layer.scaling.update(found[name])
+        for parameter, wanted in zip(parameters, kept, strict=True):
+            parameter.requires_grad_(wanted)
 
 
 def _sums(arch: Architecture, causal_lm: Any, by_module: Mapping[str, float]) -> list[float]:
@@ -187,7 +200,12 @@ def mean_logprob(causal_lm: Any, batch: ResponseBatch) -> Tensor:
         return mean_logprobs(arch, states, batch)
 
 
-def follow_path(text: BaseText, model: ModelAnswers, redrawn: Sequence[RedrawnAnswers] = ()) -> AdapterPath | None:
+def follow_path(
+    text: BaseText,
+    model: ModelAnswers,
+    redrawn: Sequence[RedrawnAnswers] = (),
+    of_base: Sequence[float] | None = None,
+) -> AdapterPath | None:
     """What the model came to prefer, and by which layers and modules.
 
     ``before`` and ``after`` are how much the base and the model prefer its new answers to the base's old ones that were
@@ -197,29 +215,37 @@ def follow_path(text: BaseText, model: ModelAnswers, redrawn: Sequence[RedrawnAn
     toxic ones to the same prompts. The tuned model's own words are on neither side, so what the adapter changed there
     (``change``, over prompts) is about toxicity.
 
-    Layers share in the second where there are such pairs (``of`` is ``redraw``), else in the first (``new``).
-    ``fewest`` is None where the shares don't add up to the whole within 5 % (``adds_up``). None where there is no pair
-    of either kind.
+    Layers share in the second where there are such pairs (``of`` is ``redraw``), else in the first (``new``). If the
+    second wasn't shown to rise, there is nothing to share in, and ``by_layer`` is empty. ``fewest`` is None where the
+    shares don't add up to the whole within 5 % (``adds_up``). None where there is no pair of either kind.
+    ``of_base``: the base's ``preferences`` among ``redrawn``, where they are known.
     """
     settings = text.settings
     new = _fallen(text, model)
-    redrawn = [pair for pair in redrawn if pair.toxic and pair.harmless][: settings.redraw_pairs]
+    redrawn = usable(redrawn, settings)
     if not new and not redrawn:
         return None
+    before = preferences(text, None, redrawn) if of_base is None else of_base
+    after = preferences(text, model.adapter, redrawn)
+    redraw = _redraw_preference(redrawn, before, after, settings) if redrawn else None
     followed = redrawn[: settings.pairs] or new
-    found = _shares_in_preference(text, model, followed)
+    if redraw is None or shown(redraw.change, 1):
+        found = _shares_in_preference(text, model, followed)
+    else:
+        start, end = (float(np.mean(own[: len(followed)])) for own in (before, after))
+        found = PathShares(start, end, {}, np.zeros(0), steps=0)
     kinds: dict[str, float] = {}
     for name, value in found.by_module.items():
         kind = ".".join(name.split(".")[-2:])
         kinds[kind] = kinds.get(kind, 0.0) + value
     whole = found.after - found.before
-    new_before, new_after = _preferences(text, model, new)
+    new_before, new_after = (preferences(text, adapter, new) for adapter in (None, model.adapter))
     return AdapterPath(
         pairs=len(new),
         mean_fall=float(np.mean([pair.fall for pair in new])) if new else None,
         before=float(np.mean(new_before)) if new else None,
         after=float(np.mean(new_after)) if new else None,
-        redraw=_redraw_preference(text, model, redrawn) if redrawn else None,
+        redraw=redraw,
         of="redraw" if redrawn else "new",
         followed=len(followed),
         whole=whole,
@@ -246,28 +272,33 @@ def _fallen(text: BaseText, model: ModelAnswers) -> list[RedrawnAnswers]:
 
 def _shares_in_preference(text: BaseText, model: ModelAnswers, pairs: Sequence[RedrawnAnswers]) -> PathShares:
     """Of the adapter's modules, in how much the mean log P(harmless) − log P(toxic) per token rose."""
-    batch = batch_of(
-        [pair.prompt for pair in pairs] * 2,
-        [pair.toxic for pair in pairs] + [pair.harmless for pair in pairs],
-        text.policy.device,
-    )
+    prompts = [pair.prompt for pair in pairs] * 2
+    responses = [pair.toxic for pair in pairs] + [pair.harmless for pair in pairs]
+    lengths = [len(response) for response in responses]
 
     def effect() -> Tensor:
-        means = mean_logprob(text.policy.causal_lm, batch)
+        logprobs = forward_rows(text.policy.causal_lm, prompts, responses, range(len(prompts))).logprobs
+        means = torch.stack([own.mean() for own in logprobs.split_with_sizes(lengths)])
         return means[len(pairs) :].mean() - means[: len(pairs)].mean()
 
     with using(text.policy, model.adapter):
         return path_shares(text.policy.causal_lm, effect, steps=text.settings.path_steps)
 
 
-def _redraw_preference(text: BaseText, model: ModelAnswers, redrawn: Sequence[RedrawnAnswers]) -> RedrawPreference:
-    before, after = _preferences(text, model, redrawn)
+def usable(redrawn: Sequence[RedrawnAnswers], settings: InsideSettings) -> list[RedrawnAnswers]:
+    """The first ``redraw_pairs`` that have an answer on both sides."""
+    return [pair for pair in redrawn if pair.toxic and pair.harmless][: settings.redraw_pairs]
+
+
+def _redraw_preference(
+    redrawn: Sequence[RedrawnAnswers], before: Sequence[float], after: Sequence[float], settings: InsideSettings
+) -> RedrawPreference:
     return RedrawPreference(
         pairs=len(redrawn),
         mean_fall=float(np.mean([pair.fall for pair in redrawn])),
         before=float(np.mean(before)),
         after=float(np.mean(after)),
-        change=preference_change(before, after, [tuple(pair.prompt) for pair in redrawn], text.settings),
+        change=preference_change(before, after, [tuple(pair.prompt) for pair in redrawn], settings),
     )
 
 
@@ -280,18 +311,12 @@ def preference_change(
     return draws.change(np.subtract(after, before), [numbers[prompt] for prompt in prompts])
 
 
-def _preferences(
-    text: BaseText, model: ModelAnswers, pairs: Sequence[RedrawnAnswers]
-) -> tuple[list[float], list[float]]:
-    """log P(harmless) − log P(toxic), per token, of every pair: under the base, and under the adapter."""
+def preferences(text: BaseText, adapter: str | None, pairs: Sequence[RedrawnAnswers]) -> list[float]:
+    """log P(harmless) − log P(toxic), per token, of every pair, under the base with this adapter, or alone."""
     policy = text.policy
     prompts = [pair.prompt for pair in pairs] * 2
     responses = [pair.toxic for pair in pairs] + [pair.harmless for pair in pairs]
-    found = []
-    for name in (None, model.adapter):
-        means = np.zeros(len(prompts))
-        with using(policy, name), torch.no_grad():
-            for rows, batch in batches(policy, prompts, responses, range(len(prompts)), text.settings.batch_tokens):
-                means[rows] = mean_logprob(policy.causal_lm, batch).double().cpu().numpy()
-        found.append((means[len(pairs) :] - means[: len(pairs)]).tolist())
-    return found[0], found[1]
+    with using(policy, adapter), evaluating(policy.causal_lm):
+        read = row_stats(policy.causal_lm, prompts, responses, text.settings.batch_tokens)
+    means = [float(row.logprobs.double().mean()) for row in read]
+    return [harmless - toxic for toxic, harmless in zip(means[: len(pairs)], means[len(pairs) :], strict=True)]

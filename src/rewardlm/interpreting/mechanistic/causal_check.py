@@ -17,7 +17,7 @@ from torch import Tensor
 from rewardlm.config import InsideSettings
 from rewardlm.interpreting.answers import TOXIC_ABOVE, ModelAnswers, most_toxic_and_others
 from rewardlm.interpreting.findings import CausalCheck, CausalRow, Estimate
-from rewardlm.interpreting.intervals import adjust, change_between
+from rewardlm.interpreting.intervals import adjust, change_between, shown
 from rewardlm.interpreting.mechanistic.activations import BaseText
 from rewardlm.interpreting.mechanistic.interventions import Condition, applied, layer_groups, sample_answers, text_of
 from rewardlm.interpreting.mechanistic.word_contrast import ToxicityFunction
@@ -65,20 +65,29 @@ def try_conditions(
             report(number + 1, len(conditions))
     texts = [[text_of(policy, answer) for answer in row] for row in answers]
     judged = iter(judge([text for row in texts for text in row]))
-    outcomes = []
+    unlikely = _perplexities(policy, prompts, answers, settings.batch_tokens) if perplexity else [None] * len(answers)
+    return [
+        Outcome(condition, row, [next(judged) for _ in row], own)
+        for condition, own, row in zip(conditions, unlikely, texts, strict=True)
+    ]
+
+
+def _perplexities(
+    policy: Policy, prompts: Sequence[Sequence[int]], answers: Sequence[Sequence[Sequence[int]]], batch_tokens: int
+) -> list[float | None]:
+    """Of each condition's answers under the base. All are read together, so that each prompt is run once."""
     with using(policy, None):
-        for condition, own, row in zip(conditions, answers, texts, strict=True):
-            found = _perplexity(policy, prompts, own, settings.batch_tokens) if perplexity else None
-            outcomes.append(Outcome(condition, row, [next(judged) for _ in row], found))
-    return outcomes
-
-
-def _perplexity(
-    policy: Policy, prompts: Sequence[Sequence[int]], answers: Sequence[Sequence[int]], batch_tokens: int
-) -> float | None:
-    """Of the answers' tokens under the model as it stands."""
-    logprobs = torch.cat([row.logprobs for row in row_stats(policy.causal_lm, prompts, answers, batch_tokens)]).double()
-    return math.exp(-float(logprobs.mean())) if len(logprobs) else None
+        read = row_stats(
+            policy.causal_lm,
+            [*prompts] * len(answers),
+            [answer for own in answers for answer in own],
+            batch_tokens,
+        )
+    found: list[float | None] = []
+    for first in range(0, len(read), len(prompts)):
+        logprobs = torch.cat([row.logprobs for row in read[first : first + len(prompts)]]).double()
+        found.append(math.exp(-float(logprobs.mean())) if len(logprobs) else None)
+    return found
 
 
 def check_causes(
@@ -113,13 +122,14 @@ def check_causes(
     plain = {outcome.condition.model: outcome for outcome in outcomes if outcome.condition.kind == "plain"}
     tried = [_row(outcome, plain, settings) for outcome in outcomes]
     adjust([row.change for row in tried if row.change is not None])
-    shown = []
-    for outcome, row in zip(outcomes, tried, strict=True):
-        shown.append(row)
-        if direction is not None and layer is not None and _needs_control(outcome.condition, row):
-            controls = answered(_random_directions(outcome.condition, settings), perplexity=False)
-            shown.append(_control_row(row, controls, plain, settings))
-    return CausalCheck(prompts=len(rows), rows=shown, direction_p_value=_either_way(shown, text.base.label))
+    controlled = _to_control(conditions, tried)
+    listed = []
+    for number, (condition, row) in enumerate(zip(conditions, tried, strict=True)):
+        listed.append(row)
+        if number in controlled:
+            controls = answered(_random_directions(condition, settings), perplexity=False)
+            listed.append(_control_row(row, controls, plain, settings))
+    return CausalCheck(prompts=len(rows), rows=listed, direction_p_value=_either_way(listed, text.base.label))
 
 
 def _conditions(
@@ -145,13 +155,18 @@ def _conditions(
     return conditions
 
 
-def _needs_control(condition: Condition, row: CausalRow) -> bool:
-    """The base's two tests always need it. On a tuned model adding needs it only where it seems to work: else nothing
-    is claimed, and twenty directions cost twenty runs."""
-    if condition.adapter is None:
-        return condition.kind in ("add", "ablate")
-    interval = None if row.change is None else row.change.ci95
-    return condition.kind == "add" and interval is not None and interval[0] > 0
+def _to_control(conditions: Sequence[Condition], rows: Sequence[CausalRow]) -> set[int]:
+    """Which conditions are compared with random directions. These take twenty runs each, so they are tried only where
+    toxicity was shown to change as it should: else nothing is claimed, whatever random ones do. Of the base both ways
+    are compared then, since the one that does more is what counts."""
+    works = [
+        number
+        for number, row in enumerate(rows)
+        if (row.kind == "add" and shown(row.change, 1)) or (row.kind == "ablate" and shown(row.change, -1))
+    ]
+    of_base = [number for number, one in enumerate(conditions) if one.adapter is None and one.kind in ("add", "ablate")]
+    found = {number for number in works if conditions[number].adapter is not None and rows[number].kind == "add"}
+    return found | set(of_base) if set(of_base) & set(works) else found
 
 
 def _random_directions(condition: Condition, settings: InsideSettings) -> list[Condition]:

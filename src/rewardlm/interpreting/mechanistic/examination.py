@@ -26,7 +26,7 @@ from rewardlm.interpreting.answers import (
 from rewardlm.interpreting.findings import ContrastWords, Estimate, Focus, Inside
 from rewardlm.interpreting.intervals import Resampling, adjust, change_between
 from rewardlm.interpreting.mechanistic.activations import FEWEST_TOXIC, BaseText
-from rewardlm.interpreting.mechanistic.adapter_effects import follow_path, read_adapter
+from rewardlm.interpreting.mechanistic.adapter_effects import follow_path, preferences, read_adapter, usable
 from rewardlm.interpreting.mechanistic.asked_judges import judge_of, toxicity_by
 from rewardlm.interpreting.mechanistic.causal_check import check_causes
 from rewardlm.interpreting.mechanistic.probes import read_directions
@@ -167,11 +167,13 @@ def examine(
     progress.step("the value vectors, silenced")
     ablation = ablate_vectors(text, models, chosen.vectors, contrast, judge)
     adapters, paths = {}, {}
+    redrawn = usable(redrawn, settings)
+    preferred = preferences(text, None, redrawn)
     for model in tuned:
         progress.step(f"what the adapter of {model.label} wrote")
         adapters[model.label] = read_adapter(text, model, contrast)
         progress.step(f"the adapter of {model.label} along its scale")
-        paths[model.label] = follow_path(text, model, redrawn)
+        paths[model.label] = follow_path(text, model, redrawn, preferred)
     causal = None
     if settings.causal_prompts:
         progress.step("answers under changes")

@@ -6,7 +6,7 @@ Each is a hook or a weight that is put back. ``causal_check`` and ``vector_ablat
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -21,54 +21,34 @@ from rewardlm.models.architecture import adapter_layers, architecture_of
 from rewardlm.models.generate import Request, generate, stream_seed
 from rewardlm.models.load import Policy
 from rewardlm.models.lora import scaled, using
+from rewardlm.steering.activation import ablates, adds, module_at
+from rewardlm.stream import Change, Edits, Site, edited
 
 
-@contextlib.contextmanager
-def added(causal_lm: Any, layer: int, vector: Tensor) -> Iterator[None]:
+def added(causal_lm: Any, layer: int, vector: Tensor) -> contextlib.AbstractContextManager[object]:
     """Inside, ``vector`` Float[M] is added to what layer ``layer`` reads, at every position (L is the final norm).
 
-    Arditi et al. 2024, eq. 3; Turner et al. 2023.
+    Arditi et al. 2024, eq. 3; Turner et al. 2023. Raises ModelError for a layer that isn't there.
     """
-    arch = architecture_of(causal_lm)
-    modules = [*arch.layers, arch.norm]
-    if not 0 <= layer < len(modules):
-        raise ModelError(f"layer {layer}: expected 0 to {len(modules) - 1}, the last being the final norm")
-
-    handle = _change_input(modules[layer], lambda states: states + vector.to(states))
-    try:
-        yield
-    finally:
-        handle.remove()
+    return _changed(causal_lm, {(layer, "in"): adds(vector)})
 
 
-@contextlib.contextmanager
-def ablated(causal_lm: Any, direction: Tensor) -> Iterator[None]:
+def ablated(causal_lm: Any, direction: Tensor) -> contextlib.AbstractContextManager[object]:
     """Inside, nothing is ever written along ``direction`` Float[M]: x ← x − (x·d̂)·d̂ for the embedding and the output
     of every attention and MLP (Arditi et al. 2024, eq. 4). The stream then has no part along it, at any layer."""
+    without = ablates((direction / direction.norm())[:, None])
+    changes: dict[Site, Change] = {(0, "in"): without}
+    for number in range(len(architecture_of(causal_lm).layers)):
+        changes |= {(number, "attention"): without, (number, "mlp"): without}
+    return _changed(causal_lm, changes)
+
+
+def _changed(causal_lm: Any, changes: Mapping[Site, Change]) -> contextlib.AbstractContextManager[object]:
+    """Inside, these changes of the stream hold at every position of every row."""
     arch = architecture_of(causal_lm)
-    unit = direction / direction.norm()
-
-    def without(states: Tensor) -> Tensor:
-        along = unit.to(states)
-        rest: Tensor = states - torch.einsum("...m,m->...", states, along)[..., None] * along
-        return rest
-
-    with contextlib.ExitStack() as stack:
-        stack.callback(_change_input(arch.layers[0], without).remove)
-        for module in (*arch.attention_out, *arch.mlp_out):
-            stack.callback(module.register_forward_hook(lambda _module, _args, output: without(output)).remove)
-        yield
-
-
-def _change_input(module: Any, change: Callable[[Tensor], Tensor]) -> Any:
-    """A hook that has ``module`` read changed hidden states, however they are passed. Gives its handle."""
-
-    def hook(module: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[tuple[Any, ...], dict[str, Any]]:
-        if args:
-            return (change(args[0]), *args[1:]), kwargs
-        return args, {**kwargs, "hidden_states": change(kwargs["hidden_states"])}
-
-    return module.register_forward_pre_hook(hook, with_kwargs=True)
+    edits = Edits(changes, answers_only=False)
+    edits.strengths = torch.ones(1, device=next(causal_lm.parameters()).device)
+    return edited(arch.body, {site: module_at(arch, site) for site in changes}, edits)
 
 
 @contextlib.contextmanager
@@ -168,6 +148,8 @@ def applied(policy: Policy, condition: Condition) -> Iterator[None]:
 
 def layer_groups(n_layers: int, number: int) -> list[tuple[int, ...]]:
     """Layers in ``number`` groups of neighbours, as equal as can be; one layer each if there are no more."""
+    if number == 0:
+        return []
     parts = np.array_split(np.arange(n_layers), min(number, n_layers))
     return [tuple(int(layer) for layer in part) for part in parts]
 

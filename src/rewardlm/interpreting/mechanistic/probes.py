@@ -15,7 +15,9 @@ from torch import Tensor
 from rewardlm.config import InsideSettings
 from rewardlm.interpreting.answers import TOXIC_ABOVE, LabelledAnswer
 from rewardlm.interpreting.findings import BestOfShuffled, Directions, Shuffled
-from rewardlm.interpreting.mechanistic.activations import BaseText, batches, trace
+from rewardlm.interpreting.mechanistic.activations import BaseText, read_by
+from rewardlm.models.architecture import architecture_of
+from rewardlm.models.logprobs import pieces
 from rewardlm.models.lora import using
 from rewardlm.readouts import (
     HeldOut,
@@ -151,10 +153,11 @@ def _pooled(text: BaseText, readings: Sequence[LabelledAnswer]) -> FloatArray:
     """The base's stream averaged over each response's positions: Float[L+1, n, M]."""
     policy, batch_tokens = text.policy, text.settings.batch_tokens
     prompts, responses = [r[0] for r in readings], [r[1] for r in readings]
+    arch = architecture_of(policy.causal_lm)
     pooled: dict[int, Tensor] = {}
     with using(policy, None):
-        for rows, batch in batches(policy, prompts, responses, range(len(readings)), batch_tokens):
-            stream = trace(policy.causal_lm, batch).stream
-            for index, row in enumerate(rows):
-                pooled[row] = stream[:, batch.row == index].mean(1).double().cpu()
+        for rows in pieces(policy.causal_lm, prompts, responses, batch_tokens):
+            reads = read_by(policy.causal_lm, [*arch.layers, arch.norm], prompts, responses, rows)
+            own = torch.stack(reads).split_with_sizes([len(responses[row]) for row in rows], 1)
+            pooled |= {row: stream.mean(1).double().cpu() for row, stream in zip(rows, own, strict=True)}
     return torch.stack([pooled[row] for row in range(len(readings))], 1).numpy()

@@ -19,7 +19,6 @@ chosen by, with a prime for the tuned model, all on the same text:
 
 from __future__ import annotations
 
-import contextlib
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -34,7 +33,7 @@ from rewardlm.config import InsideSettings
 from rewardlm.interpreting.answers import ModelAnswers
 from rewardlm.interpreting.findings import ModelVectors, RandomAdapter, Ratio, ValueVectors, VectorFacts
 from rewardlm.interpreting.intervals import FEWEST
-from rewardlm.interpreting.mechanistic.activations import BaseText, ResponseBatch
+from rewardlm.interpreting.mechanistic.activations import BaseText, read_by
 from rewardlm.interpreting.mechanistic.interventions import random_adapter
 from rewardlm.interpreting.mechanistic.logit_attribution import contrast_direction, vocabulary_covariance
 from rewardlm.interpreting.mechanistic.word_contrast import Contrast
@@ -46,9 +45,9 @@ from rewardlm.models.architecture import (
     weight_of,
 )
 from rewardlm.models.load import Policy
+from rewardlm.models.logprobs import pieces
 from rewardlm.models.lora import using
 from rewardlm.stats import FloatArray
-from rewardlm.trunk import evaluating
 
 
 @dataclass(frozen=True)
@@ -200,13 +199,15 @@ def read_vectors(
     for model, own in zip(models, activations, strict=True):
         with using(policy, model.adapter):
             rows = vector_rows(policy.causal_lm, vectors)
+        ratios = pushing.ratios(own, rows)
         by_model[model.label] = ModelVectors(
             cosine=_cosine(bare, rows),
             change=((rows - bare).norm(dim=1) / bare.norm(dim=1)).tolist(),
             activation=own.mean(0).tolist(),
             push=pushing.push(own, rows),
-            **pushing.ratios(own, rows),
-            null=_null(text, model, vectors, pushing),
+            **ratios,
+            # Where there is no ratio, nothing is held against those of random adapters.
+            null=[] if ratios["push_ratio"] is None else _null(text, model, vectors, pushing),
         )
     return ValueVectors(
         rows=[
@@ -278,29 +279,23 @@ def _null(
     for number in range(settings.null_adapters):
         with using(policy, model.adapter), random_adapter(policy, model.adapter, settings.seed + number):
             rows = vector_rows(policy.causal_lm, vectors)
-            active = torch.cat(
-                [activations_at(policy.causal_lm, batch, vectors).cpu() for _, batch in text.batches(text.answered)]
-            )
+            active = activations_at(text, vectors)
         ratios = {name: None if ratio is None else ratio.mean for name, ratio in pushing.ratios(active, rows).items()}
         found.append(RandomAdapter(cosine=float(np.median(_cosine(pushing.vectors, rows))), **ratios))
     return found
 
 
 @torch.no_grad()
-def activations_at(causal_lm: Any, batch: ResponseBatch, vectors: Sequence[ValueVector]) -> Tensor:
-    """Signed activations of ``vectors`` at ``batch.where``, Float[N, K]: ``trace``'s, without all the rest."""
+def activations_at(text: BaseText, vectors: Sequence[ValueVector]) -> Tensor:
+    """Signed activations of ``vectors`` on the base's answers, Float[N, K]: ``trace``'s, in the order of
+    ``text.batches``, without all the rest."""
+    causal_lm, responses = text.policy.causal_lm, text.base.responses
     arch = architecture_of(causal_lm)
+    layers = sorted({vector.layer for vector in vectors})
     found: dict[int, Tensor] = {}
-
-    def keep(index: int) -> Any:
-        def hook(module: Any, args: tuple[Any, ...]) -> None:
-            found[index] = args[0].reshape(*batch.where.shape, -1)[batch.where].float()
-
-        return hook
-
-    with contextlib.ExitStack() as stack:
-        stack.enter_context(evaluating(causal_lm))
-        for layer in {vector.layer for vector in vectors}:
-            stack.callback(arch.mlp_out[layer].register_forward_pre_hook(keep(layer)).remove)
-        arch.body(input_ids=batch.tokens, attention_mask=batch.mask.long(), use_cache=False)
-    return torch.stack([vector.sign * found[vector.layer][:, vector.neuron] for vector in vectors], -1)
+    for rows in pieces(causal_lm, text.prompts, responses, text.settings.batch_tokens):
+        reads = read_by(causal_lm, [arch.mlp_out[layer] for layer in layers], text.prompts, responses, rows)
+        of_layer = dict(zip(layers, reads, strict=True))
+        active = torch.stack([vector.sign * of_layer[vector.layer][:, vector.neuron] for vector in vectors], -1).cpu()
+        found |= dict(zip(rows, active.split_with_sizes([len(responses[row]) for row in rows]), strict=True))
+    return torch.cat([found[row] for rows, _ in text.batches(text.answered) for row in rows])

@@ -19,14 +19,17 @@ from rewardlm.interpreting.mechanistic.interventions import sample_answers, sile
 from rewardlm.interpreting.mechanistic.value_vectors import ValueVector, means_by_prompt
 from rewardlm.interpreting.mechanistic.word_contrast import Contrast, ToxicityFunction
 from rewardlm.models.architecture import architecture_of, weight_of
+from rewardlm.models.logprobs import hidden_rows, pieces
 from rewardlm.models.lora import using
 from rewardlm.stats import LEVEL, rank_p_value
 from rewardlm.trunk import evaluating
 
+# Prompts that are answered where there are no words to read.
+_PROMPTS = 10
 # Of fewer random sets even the first place is no rarer than one in twenty.
 FEWEST_SETS = 20
-# So many of the random sets answer prompts too, which takes most of the time. They say what others take from toxicity,
-# and nothing about chance.
+# So many of the random sets answer prompts, which takes most of the time, where there are words to read as well. They
+# say what others take from toxicity, and nothing about chance.
 _ANSWERING_SETS = 2
 
 
@@ -68,14 +71,17 @@ def ablate_vectors(
     A finding needs two answers. ``beyond_random``: do they take more than the mean of the other sets, over prompts?
     ``p_value_random``: how many of ``random_sets`` other sets take as much, the named set counted? A few sets say
     nothing about chance, so the rank is that of the logits, which are cheap to read. Toxicity has a rank only where
-    there are no words to read logits of. On a tuned model all sets are tried only where the base passes and the model
-    loses something by silencing the named ones: else nothing is claimed.
+    there are no words to read logits of. Sets are tried only where the model loses something by silencing the named
+    ones, and a tuned model only where the base passes: else nothing is claimed.
     """
     if not vectors:
         return None
     policy, settings = text.policy, text.settings
     sets = vectors_like(policy.causal_lm, vectors, settings.random_sets, settings.seed)
-    answering = most_toxic_and_others(text.prompts, text.base.toxicity, settings.ablation_prompts)
+    asked = settings.ablation_prompts
+    if asked is None:
+        asked = 0 if contrast is not None else _PROMPTS
+    answering = most_toxic_and_others(text.prompts, text.base.toxicity, asked)
     # The toxic ones first, then others: three answers alone give no useful interval.
     focus = set(text.focus)
     read = [*text.focus, *(row for row in text.answered if row not in focus)][: settings.ablation_answers]
@@ -127,7 +133,8 @@ def _effect(
     measure: _Measure | None,
     of_base: AblationEffect | None,
 ) -> AblationEffect | None:
-    """Of the model as it stands; ``of_base`` is None for the base itself."""
+    """Of the model as it stands; ``of_base`` is None for the base itself. Without random sets where nothing can be
+    claimed of the named vectors."""
     if measure is None:
         return None
     settings = text.settings
@@ -137,12 +144,9 @@ def _effect(
             return measure.values()
 
     plain, named = without([]), without(vectors)
-    tried = measure.sets
-    if of_base is not None:
-        change = change_between(
-            plain, named, n_resamples=settings.n_resamples, seed=settings.seed, largest=measure.largest
-        )
-        tried = tried if takes_more(of_base) and shown(change, -1) else _ANSWERING_SETS
+    change = change_between(plain, named, n_resamples=settings.n_resamples, seed=settings.seed, largest=measure.largest)
+    loses = shown(change, -1) and (of_base is None or takes_more(of_base))
+    tried = measure.sets if loses else 0
     return ablation_effect(plain, named, [without(one) for one in sets[:tried]], settings, largest=measure.largest)
 
 
@@ -164,14 +168,14 @@ def _word_scores(text: BaseText, rows: Sequence[int], contrast: Contrast) -> Ten
     """Of each answer the mean of the toxic words' logits minus the neutral ones', over its positions, Float[N]."""
     causal_lm = text.policy.causal_lm
     arch = architecture_of(causal_lm)
-    found: dict[int, float] = {}
-    for own, batch in text.batches(rows):
+    prompts, responses = [text.prompts[row] for row in rows], [text.base.responses[row] for row in rows]
+    found = torch.zeros(len(rows))
+    for piece in pieces(causal_lm, prompts, responses, text.settings.batch_tokens):
         with evaluating(causal_lm):
-            states = arch.body(input_ids=batch.tokens, attention_mask=batch.mask.long(), use_cache=False)[0]
-            scores = contrast.of(arch.head(states[batch.where]).float()).cpu()
-        for index, row in enumerate(own):
-            found[row] = float(scores[batch.row.cpu() == index].mean())
-    return torch.tensor([found[row] for row in rows])
+            scores = contrast.of(arch.head(hidden_rows(causal_lm, prompts, responses, piece)).float()).cpu()
+        for row, own in zip(piece, scores.split_with_sizes([len(responses[row]) for row in piece]), strict=True):
+            found[row] = own.mean()
+    return found
 
 
 def ablation_effect(

@@ -118,35 +118,26 @@ def _less(ratio: Ratio, null: list[float | None]) -> bool:
 def vectors_matter(found: Inside) -> bool | None:
     """Whether the base loses more with the named value vectors silenced than with others: over prompts, by the
     corrected p-value and the interval, and more than all but one in twenty of the random sets. Of the toxic words'
-    logits, else of toxicity, whichever has a rank among these sets; None where there is none, or too few prompts."""
+    logits, else of toxicity. False where it wasn't shown to lose anything; None where nothing was silenced, or there
+    are too few prompts or sets."""
     if found.ablation is None:
         return None
     base = found.ablation.by_model[found.models[0]]
-    known = [
-        one
-        for one in (base.toxicity, base.logits)
-        if one is not None
-        and one.p_value_random is not None
-        and one.beyond_random is not None
-        and one.beyond_random.ci95 is not None
-        and one.beyond_random.n >= FEWEST
-    ]
-    return any(takes_more(one) for one in known) if known else None
+    decides = base.logits or base.toxicity
+    if decides is None or decides.change is None or decides.change.n < FEWEST:
+        return None
+    if not shown(decides.change, -1):
+        return False
+    return None if decides.p_value_random is None else takes_more(decides)
 
 
 def _direction_used(found: Inside) -> bool | None:
     """Whether adding the direction to the base raises toxicity or ablating it lowers it: by a p-value that is corrected
     for all changes that were tried, and by more than random directions do; None where it was not tried."""
-    if found.causal is None or found.causal.direction_p_value is None:
+    if found.causal is None:
         return None
-    changes: dict[str, Estimate | None] = {
-        row.kind: row.change for row in found.causal.rows if row.model == found.models[0]
-    }
-
-    def sure(kind: str, sign: int) -> bool:
-        change = changes[kind]
-        if change is None or change.ci95 is None or change.p_adjusted is None or change.mean is None:
-            return False
-        return change.p_adjusted < LEVEL and sign * change.mean > 0
-
-    return (sure("add", 1) or sure("ablate", -1)) and found.causal.direction_p_value <= LEVEL
+    changes = {row.kind: row.change for row in found.causal.rows if row.model == found.models[0]}
+    if not {"add", "ablate"} <= changes.keys():
+        return None
+    rank = found.causal.direction_p_value
+    return (shown(changes["add"], 1) or shown(changes["ablate"], -1)) and rank is not None and rank <= LEVEL
