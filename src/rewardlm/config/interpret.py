@@ -90,7 +90,7 @@ class InsideSettings(Section):
         GenerationSettings(), description="How they are sampled; by default as the baseline's run sampled its own."
     )
     scales: list[float] = Field(
-        [], description="What the adapter is multiplied by, as 0.5,1.5: 0 and 1 are the base and the model itself."
+        [], description="What the adapter is multiplied by, as [0.5,1.5]: 0 and 1 are the base and the model itself."
     )
     layer_groups: int = Field(
         0,
