@@ -50,10 +50,10 @@ def fit_probe(x: FloatArray, toxic: BoolArray, *, penalty: float = 1.0, one_unit
     if one_unit:
         spread = np.full_like(spread, np.sqrt(np.mean(np.square(x - mean))))
     standard = (x - mean) / spread
-    # In the span of the rows: standard = rows @ span, the spans' directions being orthonormal.
+    # standard = rows @ span, where span's own rows are orthonormal: the penalty is the same in both.
     if len(x) < x.shape[1]:
         variances, left = np.linalg.eigh(standard @ standard.T)
-        kept = variances > 1e-12 * max(float(variances.max()), 1e-300)
+        kept = variances > 1e-12 * variances.max()
         rows = left[:, kept] * np.sqrt(variances[kept])
         span = (left[:, kept] / np.sqrt(variances[kept])).T @ standard
     else:

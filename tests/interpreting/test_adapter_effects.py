@@ -8,8 +8,8 @@ from adapted import PROMPTS, RESPONSES, adapted_policy, state_of
 from small_models import random_policy
 
 from rewardlm.errors import ModelError
-from rewardlm.interpreting.mechanistic.activations import batch_of
-from rewardlm.interpreting.mechanistic.adapter_effects import fewest_layers, mean_logprob, path_shares
+from rewardlm.interpreting.mechanistic.activations import batch_of, mean_logprob
+from rewardlm.interpreting.mechanistic.adapter_effects import fewest_layers, path_shares
 from rewardlm.models.logprobs import row_stats
 
 

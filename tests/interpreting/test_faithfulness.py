@@ -8,7 +8,7 @@ import torch
 from adapted import adapted_policy
 from planted import planted
 
-from rewardlm.interpreting.faithfulness import SHARES, Explained, faithfulness
+from rewardlm.interpreting.faithfulness import ORDERS, SHARES, Explained, faithfulness
 from rewardlm.models.logprobs import body_and_head
 
 CONTEXT = [1, 300, 301, 302, 2, 17, 900, 4, 5, 6, 81, 82]
@@ -57,6 +57,7 @@ def test_random_orders_depend_on_the_seed_and_not_on_the_sizes() -> None:
     assert one.random_sufficiency == two.random_sufficiency
     assert one.comprehensiveness != two.comprehensiveness
     assert one.random_comprehensiveness != other.random_comprehensiveness
+    assert ORDERS >= 2
 
 
 @pytest.mark.slow

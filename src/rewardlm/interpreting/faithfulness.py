@@ -29,8 +29,8 @@ from rewardlm.trunk import trunk_states
 
 # The shares k of what is taken out or left.
 SHARES = (0.1, 0.2, 0.5)
-# Random orders a token. Tokens differ more than orders do, so one more token says more than one more order.
-ORDERS = 1
+# Random orders a token.
+ORDERS = 2
 
 
 @dataclass(frozen=True)

@@ -186,8 +186,9 @@ def response_states(causal_lm: Any, packed: Packed, *, recompute: bool = False) 
     there. It needs whole rows (``pack`` without sharing): a layer that runs twice would write a cache twice.
     """
     body, _ = body_and_head(causal_lm)
-    if packed.tree is not None and fastpath.runs_trees(body):
-        return fastpath.predicting_states(body, packed.tree)
+    tree = _tree(body, packed)
+    if tree is not None:
+        return fastpath.predicting_states(body, tree)
     n_rows, width = packed.tokens.shape
     n_shared = len(packed.prefix)
     if recompute:
@@ -197,7 +198,7 @@ def response_states(causal_lm: Any, packed: Packed, *, recompute: bool = False) 
             states = trunk_states(body, packed.tokens, packed.mask.long(), positions, None)
         return states[predicting_mask(packed.response_mask)]
     where = predicting_mask(packed.response_mask)
-    predicting = where.flatten().nonzero()[:, 0]
+    predicting = _places(where)
     cache = DynamicCache(config=causal_lm.config) if n_shared else None
     if cache is not None:
         # Once for all rows. Under gradients the cache is part of the graph, so the prefix gets every row's gradient.
@@ -215,10 +216,18 @@ def response_states(causal_lm: Any, packed: Packed, *, recompute: bool = False) 
 
 def predicting_places(causal_lm: Any, packed: Packed) -> Int[Tensor, "N"]:
     """Where each response token is predicted from, among all tokens of the last pass of ``response_states``."""
-    body, _ = body_and_head(causal_lm)
-    if packed.tree is not None and fastpath.runs_trees(body):
-        return packed.tree.predicting
-    return predicting_mask(packed.response_mask).flatten().nonzero()[:, 0]
+    tree = _tree(body_and_head(causal_lm)[0], packed)
+    return _places(predicting_mask(packed.response_mask)) if tree is None else tree.predicting
+
+
+def _tree(body: Any, packed: Packed) -> fastpath.Tree | None:
+    """The rows as one sequence, where ``body`` runs them so."""
+    return packed.tree if packed.tree is not None and fastpath.runs_trees(body) else None
+
+
+def _places(where: Bool[Tensor, "B T"]) -> Int[Tensor, "N"]:
+    """Where the mask is True, counted row after row."""
+    return where.flatten().nonzero()[:, 0]
 
 
 @contextlib.contextmanager

@@ -45,7 +45,7 @@ from rewardlm.interpreting.findings import (
     UnitKind,
 )
 from rewardlm.interpreting.intervals import change_between, shown
-from rewardlm.interpreting.mechanistic.adapter_effects import mean_logprob
+from rewardlm.interpreting.mechanistic.activations import mean_logprob
 from rewardlm.interpreting.mechanistic.word_contrast import ToxicityFunction
 from rewardlm.measuring import metrics
 from rewardlm.models.load import Policy

@@ -26,7 +26,7 @@ from rewardlm.interpreting.causes.patching import change_over_pairs
 from rewardlm.interpreting.causes.sites import Patch, Recorded, by_itself, record, with_patch
 from rewardlm.interpreting.findings import CausalVerdict, Estimate, GroupName, NeuronGroup, ShareOfChange, TopNeuron
 from rewardlm.interpreting.intervals import shown
-from rewardlm.interpreting.mechanistic.adapter_effects import mean_logprob
+from rewardlm.interpreting.mechanistic.activations import mean_logprob
 from rewardlm.interpreting.mechanistic.value_vectors import ratio_of_means
 from rewardlm.models.architecture import adapter_layers, architecture_of, normed_direction, weight_of
 from rewardlm.models.attention import whole_weight

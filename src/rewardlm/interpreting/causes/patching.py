@@ -45,7 +45,7 @@ from rewardlm.interpreting.causes.sites import (
 )
 from rewardlm.interpreting.findings import Estimate, PatchedSite, PatchingFacts, PositionKind
 from rewardlm.interpreting.intervals import FEWEST, Resampling, adjust, shown
-from rewardlm.interpreting.mechanistic.adapter_effects import mean_logprob
+from rewardlm.interpreting.mechanistic.activations import mean_logprob
 from rewardlm.interpreting.mechanistic.interventions import random_adapter
 from rewardlm.models.architecture import architecture_of
 from rewardlm.models.load import Policy

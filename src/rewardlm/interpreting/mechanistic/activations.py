@@ -84,6 +84,14 @@ def mean_logprobs(arch: Architecture, states: Tensor, batch: ResponseBatch) -> T
     return means
 
 
+def mean_logprob(causal_lm: Any, batch: ResponseBatch) -> Tensor:
+    """The mean log-probability (nats) of each row's response tokens, Float[B], with its graph."""
+    arch = architecture_of(causal_lm)
+    with evaluating(causal_lm):
+        states = arch.body(input_ids=batch.tokens, attention_mask=batch.mask.long(), use_cache=False)[0]
+        return mean_logprobs(arch, states, batch)
+
+
 @dataclass(frozen=True)
 class Trace:
     """What one forward pass left at N positions, in float32.

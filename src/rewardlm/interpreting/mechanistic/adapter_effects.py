@@ -20,12 +20,7 @@ from rewardlm.errors import ModelError
 from rewardlm.interpreting.answers import ModelAnswers, RedrawnAnswers
 from rewardlm.interpreting.findings import AdapterPath, AdapterWrites, Estimate, RedrawPreference, ScoreChange
 from rewardlm.interpreting.intervals import Resampling, shown
-from rewardlm.interpreting.mechanistic.activations import (
-    BaseText,
-    ResponseBatch,
-    mean_logprobs,
-    trace,
-)
+from rewardlm.interpreting.mechanistic.activations import BaseText, trace
 from rewardlm.interpreting.mechanistic.logit_attribution import direct_attribution, share_of_writes
 from rewardlm.interpreting.mechanistic.word_contrast import Contrast
 from rewardlm.models.architecture import Architecture, adapter_layers, architecture_of
@@ -192,14 +187,6 @@ def fewest_layers(shares: Sequence[float], share: float = 0.8) -> int:
     return int(np.argmax(reached)) + 1 if reached.any() else len(shares)
 
 
-def mean_logprob(causal_lm: Any, batch: ResponseBatch) -> Tensor:
-    """The mean log-probability (nats) of each row's response tokens, Float[B], with its graph."""
-    arch = architecture_of(causal_lm)
-    with evaluating(causal_lm):
-        states = arch.body(input_ids=batch.tokens, attention_mask=batch.mask.long(), use_cache=False)[0]
-        return mean_logprobs(arch, states, batch)
-
-
 def follow_path(
     text: BaseText,
     model: ModelAnswers,
@@ -218,11 +205,10 @@ def follow_path(
     Layers share in the second where there are such pairs (``of`` is ``redraw``), else in the first (``new``). If the
     second wasn't shown to rise, there is nothing to share in, and ``by_layer`` is empty. ``fewest`` is None where the
     shares don't add up to the whole within 5 % (``adds_up``). None where there is no pair of either kind.
-    ``of_base``: the base's ``preferences`` among ``redrawn``, where they are known.
+    Pairs ``redrawn`` have an answer on both sides; ``of_base`` are the base's ``preferences`` among them, if known.
     """
     settings = text.settings
     new = _fallen(text, model)
-    redrawn = usable(redrawn, settings)
     if not new and not redrawn:
         return None
     before = preferences(text, None, redrawn) if of_base is None else of_base
@@ -283,11 +269,6 @@ def _shares_in_preference(text: BaseText, model: ModelAnswers, pairs: Sequence[R
 
     with using(text.policy, model.adapter):
         return path_shares(text.policy.causal_lm, effect, steps=text.settings.path_steps)
-
-
-def usable(redrawn: Sequence[RedrawnAnswers], settings: InsideSettings) -> list[RedrawnAnswers]:
-    """The first ``redraw_pairs`` that have an answer on both sides."""
-    return [pair for pair in redrawn if pair.toxic and pair.harmless][: settings.redraw_pairs]
 
 
 def _redraw_preference(

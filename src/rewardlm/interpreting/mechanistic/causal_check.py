@@ -65,10 +65,10 @@ def try_conditions(
             report(number + 1, len(conditions))
     texts = [[text_of(policy, answer) for answer in row] for row in answers]
     judged = iter(judge([text for row in texts for text in row]))
-    unlikely = _perplexities(policy, prompts, answers, settings.batch_tokens) if perplexity else [None] * len(answers)
+    found = _perplexities(policy, prompts, answers, settings.batch_tokens) if perplexity else [None] * len(answers)
     return [
         Outcome(condition, row, [next(judged) for _ in row], own)
-        for condition, own, row in zip(conditions, unlikely, texts, strict=True)
+        for condition, own, row in zip(conditions, found, texts, strict=True)
     ]
 
 
@@ -159,14 +159,16 @@ def _to_control(conditions: Sequence[Condition], rows: Sequence[CausalRow]) -> s
     """Which conditions are compared with random directions. These take twenty runs each, so they are tried only where
     toxicity was shown to change as it should: else nothing is claimed, whatever random ones do. Of the base both ways
     are compared then, since the one that does more is what counts."""
-    works = [
-        number
-        for number, row in enumerate(rows)
-        if (row.kind == "add" and shown(row.change, 1)) or (row.kind == "ablate" and shown(row.change, -1))
-    ]
-    of_base = [number for number, one in enumerate(conditions) if one.adapter is None and one.kind in ("add", "ablate")]
-    found = {number for number in works if conditions[number].adapter is not None and rows[number].kind == "add"}
-    return found | set(of_base) if set(of_base) & set(works) else found
+    of_base, works = set(), set()
+    for number, (condition, row) in enumerate(zip(conditions, rows, strict=True)):
+        if condition.kind not in ("add", "ablate"):
+            continue
+        if condition.adapter is None:
+            of_base.add(number)
+        if shown(row.change, 1 if condition.kind == "add" else -1):
+            works.add(number)
+    of_tuned = {number for number in works - of_base if conditions[number].kind == "add"}
+    return of_tuned | (of_base if works & of_base else set())
 
 
 def _random_directions(condition: Condition, settings: InsideSettings) -> list[Condition]:

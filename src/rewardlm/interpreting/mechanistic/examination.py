@@ -26,7 +26,7 @@ from rewardlm.interpreting.answers import (
 from rewardlm.interpreting.findings import ContrastWords, Estimate, Focus, Inside
 from rewardlm.interpreting.intervals import Resampling, adjust, change_between
 from rewardlm.interpreting.mechanistic.activations import FEWEST_TOXIC, BaseText
-from rewardlm.interpreting.mechanistic.adapter_effects import follow_path, preferences, read_adapter, usable
+from rewardlm.interpreting.mechanistic.adapter_effects import follow_path, preferences, read_adapter
 from rewardlm.interpreting.mechanistic.asked_judges import judge_of, toxicity_by
 from rewardlm.interpreting.mechanistic.causal_check import check_causes
 from rewardlm.interpreting.mechanistic.probes import read_directions
@@ -167,7 +167,7 @@ def examine(
     progress.step("the value vectors, silenced")
     ablation = ablate_vectors(text, models, chosen.vectors, contrast, judge)
     adapters, paths = {}, {}
-    redrawn = usable(redrawn, settings)
+    redrawn = [pair for pair in redrawn if pair.toxic and pair.harmless][: settings.redraw_pairs]
     preferred = preferences(text, None, redrawn)
     for model in tuned:
         progress.step(f"what the adapter of {model.label} wrote")
