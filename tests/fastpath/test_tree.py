@@ -7,7 +7,7 @@ import torch
 from small_models import CONFIGS, random_policy
 from transformers import DynamicCache
 
-from rewardlm.fastpath import Tree, predicting_states, runs_trees, tree_of
+from rewardlm.fastpath import Tree, predicting_states, runs_trees, tree_of, trees_in_turn
 from rewardlm.models.logprobs import body_and_head, pieces, shared_prefix
 
 CPU = torch.device("cpu")
@@ -49,6 +49,25 @@ def test_every_token_sees_its_own_history_and_is_there_once() -> None:
 def test_every_place_sees_something() -> None:
     """Padding too: a softmax over nothing would be NaN, and 0 · NaN is NaN in every gradient."""
     assert bool(tree_of(PROMPTS, RESPONSES, 3, CPU).sees.any(-1).all())
+
+
+def test_rows_in_turn_are_read_once_each_from_cut_to_cut() -> None:
+    prompts, responses = [[7, 8], [7, 8], [5]], [[1, 2, 3, 4], [1, 6], [9]]
+    cuts = [[0, 2, 3], [1], []]
+    trees = trees_in_turn(prompts, responses, cuts, CPU)
+    assert [tree.tokens.tolist() for tree in trees] == [[7, 8, 7, 8, 1], [1, 2], [3]]
+    tokens = [token for tree in trees for token in tree.tokens.tolist()]
+    texts, first = [], 0
+    for tree in trees:
+        # What a tree sees counts from the first token of all, as in the cache.
+        own = [tuple(tokens[place] for place in seen) for seen in histories(tree)]
+        assert tree.positions.tolist() == [len(text) - 1 for text in own]
+        assert (tree.queries.min(), tree.queries.max()) == (0, len(tree.tokens) - 1)
+        texts.append([own[place] for place in tree.predicting.tolist()])
+        first += len(tree.tokens)
+    assert first == len(tokens)
+    # The texts that the answers' tokens up to the cuts are predicted from.
+    assert texts == [[(7, 8), (7, 8), (7, 8, 1)], [(7, 8, 1), (7, 8, 1, 2)], [(7, 8, 1, 2, 3)]]
 
 
 @pytest.mark.parametrize("name", TREES)

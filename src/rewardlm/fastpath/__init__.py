@@ -22,13 +22,14 @@ from transformers import DynamicCache
 from rewardlm.errors import ConfigError
 from rewardlm.fastpath import fused, lean, llama, operators, tree
 from rewardlm.fastpath.slots import ModuleSteps, Slots
-from rewardlm.fastpath.tree import Tree, tree_of
+from rewardlm.fastpath.tree import Tree, tree_of, trees_in_turn
 from rewardlm.stream import edits_of, reading_answers
 from rewardlm.views import views_of
 
 __all__ = [
     "Slots", "Steps", "Tree",
     "copies_weights", "decoder", "fuse", "is_open", "predicting_states", "prefill", "runs_trees", "tree_of",
+    "trees_in_turn",
 ]  # fmt: skip
 
 Steps = llama.Steps | ModuleSteps

@@ -101,6 +101,34 @@ def tree_of(
     return _padded(stretches, [place - first for place in predicting], first, device)
 
 
+def trees_in_turn(
+    prompts: Sequence[Sequence[int]],
+    responses: Sequence[Sequence[int]],
+    cuts: Sequence[Sequence[int]],
+    device: torch.device,
+) -> list[Tree]:
+    """Rows that are run as far as their cuts, ascending places in each response: tree k has what stands between the cut
+    before and the k-th one, of every row that has one, and predicts up to the token at the cut. By then a cache holds
+    the tokens of all trees before it. Rows share nothing."""
+    trees: list[Tree] = []
+    before: list[list[int]] = [[] for _ in prompts]
+    n = 0
+    for k in range(max(map(len, cuts), default=0)):
+        first = n
+        stretches: list[_Stretch] = []
+        predicting: list[int] = []
+        for row, (prompt, response, where) in enumerate(zip(prompts, responses, cuts, strict=True)):
+            if k >= len(where):
+                continue
+            read = len(before[row])
+            stretches.append(_Stretch([*prompt, *response][read : len(prompt) + where[k]], n, before[row]))
+            n += len(stretches[-1].tokens)
+            before[row] = before[row] + stretches[-1].places
+            predicting += [place - first for place in before[row][max(read, len(prompt) - 1) :]]
+        trees.append(_padded(stretches, predicting, first, device))
+    return trees
+
+
 def _padded(stretches: list[_Stretch], predicting: list[int], first: int, device: torch.device) -> Tree:
     own_places = [torch.tensor(stretch.places) - first for stretch in stretches]
     width = max(len(stretch.tokens) for stretch in stretches)

@@ -8,7 +8,8 @@ What is explained is always ln p(token | what stands before it). Scores are sign
   that doesn't get there has no scores;
 * ``occlusion``: what ln p loses where x_i is replaced by the baseline's (Zeiler & Fergus 2014).
 
-Rows don't see each other, so one backward pass explains one token of every answer in the batch. Only inputs get
+Rows don't see each other, so one backward pass explains one token of every answer in the batch. It leaves out what
+stands after these tokens wherever a model can read rows in pieces (``models.logprobs.passes_to_cuts``). Only inputs get
 gradients, so weights may be frozen, merged or quantised.
 """
 
@@ -16,7 +17,8 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from functools import partial
 from itertools import pairwise
 from typing import Any
 
@@ -25,7 +27,7 @@ import torch
 from torch import Tensor
 
 from rewardlm.errors import ConfigError, ModelError
-from rewardlm.models.logprobs import Packed, body_and_head, microbatches, pack, response_states
+from rewardlm.models.logprobs import body_and_head, microbatches, pack, passes_to_cuts, response_states
 
 
 @dataclass(frozen=True)
@@ -100,42 +102,55 @@ def attribute(
     }
     if method not in methods:
         raise ConfigError(f"attribution method {method!r}: expected one of {', '.join(methods)}")
-    lengths = [len(prompt) + len(response) for prompt, response in zip(prompts, responses, strict=True)]
+    # What stands after the last explained token says nothing about any.
+    read = [response[: max(where, default=-1) + 1] for response, where in zip(responses, positions, strict=True)]
+    lengths = [len(prompt) + len(response) for prompt, response in zip(prompts, read, strict=True)]
     result: dict[int, Attributed] = {}
     for rows in microbatches(lengths, budget):
-        batch = _Batch(causal_lm, *([of[row] for row in rows] for of in (prompts, responses, positions)))
+        batch = _Batch(causal_lm, *([of[row] for row in rows] for of in (prompts, read, positions)))
         found = methods[method](
             batch, baseline=baseline, steps=steps, tolerance=tolerance, most_steps=most_steps, budget=budget
         )
+        found = [_widened(one, len(prompts[row]) + len(responses[row])) for row, one in zip(rows, found, strict=True)]
         result.update(zip(rows, found, strict=True))
         if report is not None:
             report(rows, found)
     return [result[row] for row in range(len(lengths))]
 
 
+def _widened(found: Attributed, length: int) -> Attributed:
+    """``found`` over all ``length`` positions of its row; after the last explained token stands 0, or NaN for a token
+    that is refused."""
+    after = (found.scores[:, :1] * 0).expand(-1, length - found.scores.shape[1])
+    return replace(found, scores=torch.cat([found.scores, after], 1))
+
+
 class _Batch:
-    """B rows, packed whole, and where their explained tokens stand among the flat response tokens."""
+    """B rows, and of their n explained tokens, row after row, where they stand and what they are."""
 
     def __init__(self, causal_lm: Any, prompts: Rows, responses: Rows, positions: Rows) -> None:
         self.causal_lm = causal_lm
         self.prompts, self.responses, self.positions = prompts, responses, positions
         self.device = next(causal_lm.parameters()).device
-        self.packed: Packed = pack(prompts, responses, self.device, share=False)
-        offsets = np.concatenate([[0], np.cumsum([len(response) for response in responses])])
-        # Of the explained tokens, one after the other: flat place, row, position in the row, the token.
-        self.places = torch.tensor(
-            [int(offsets[row]) + at for row, where in enumerate(positions) for at in where], dtype=torch.long
-        ).to(self.device)
-        self.rows = [row for row, where in enumerate(positions) for _ in where]
         self.ends = [len(prompts[row]) + at for row, where in enumerate(positions) for at in where]
         self.targets = torch.tensor(
             [responses[row][at] for row, where in enumerate(positions) for at in where], device=self.device
         )
         self.sizes = [len(where) for where in positions]
 
-    def logprobs(self, states: Tensor) -> Tensor:
-        """Float[n] of the explained tokens from all response tokens' states."""
-        return _target_logprobs(self.causal_lm, states[self.places], self.targets)
+    @property
+    def width(self) -> int:
+        """L, the positions of the longest row."""
+        return max(len(prompt) + len(response) for prompt, response in zip(self.prompts, self.responses, strict=True))
+
+    def logprobs(self) -> Tensor:
+        """Float[n] of the explained tokens, by one pass over all rows, padded to L."""
+        offsets = np.concatenate([[0], np.cumsum([len(response) for response in self.responses])])
+        places = [int(offsets[row]) + at for row, where in enumerate(self.positions) for at in where]
+        states = response_states(self.causal_lm, pack(self.prompts, self.responses, self.device, share=False))
+        return _target_logprobs(
+            self.causal_lm, states[torch.tensor(places, dtype=torch.long, device=self.device)], self.targets
+        )
 
     def split(self, scores: Tensor, logprobs: Tensor) -> list[Attributed]:
         """``scores`` Float[n, L], cut to each row's length and to what stands before the token."""
@@ -166,51 +181,68 @@ def _target_logprobs(causal_lm: Any, states: Tensor, targets: Tensor) -> Tensor:
     return logits.gather(-1, targets[:, None]).squeeze(-1) - logits.logsumexp(-1)
 
 
-def _gradients_along(
-    batch: _Batch, point: Callable[[Tensor], Tensor], direction: Callable[[Tensor], Tensor]
-) -> tuple[Tensor, Tensor]:
-    """Float[n, L] direction_i · ∂ ln p(token) / ∂x_i at ``point`` of the embeddings, and ln p Float[n] there."""
-    leaf: Tensor | None = None
-    way: Tensor | None = None
+def _gradients_along(batch: _Batch, nothing: Tensor, shares: Tensor) -> tuple[Tensor, Tensor]:
+    """Float[n, L] (x_i − b) · ∂ ln p(token) / ∂x_i at b + share · (x − b), and ln p Float[n] there; ``nothing`` is b
+    Float[H], ``shares`` Float[B] are the rows'.
+    """
+    causal_lm = batch.causal_lm
+    passes = passes_to_cuts(causal_lm, batch.prompts, batch.responses, batch.positions)
+    # Of each pass: x − b, the embeddings that it read, and the states that explained tokens are predicted from.
+    ways: list[Tensor] = []
+    leaves: list[Tensor] = []
+    states: list[Tensor] = []
+    for one in passes:
 
-    def change(output: Tensor) -> Tensor:
-        nonlocal leaf, way
-        way = direction(output.detach()).float()
-        leaf = point(output.detach()).clone().requires_grad_()
-        return leaf
+        def change(output: Tensor, share: Tensor = shares[one.rows, None]) -> Tensor:
+            way = output.detach().flatten(0, -2) - nothing
+            ways.append(way.float())
+            leaves.append((nothing + share.to(way) * way).requires_grad_())
+            return leaves[-1].view_as(output)
 
-    with torch.enable_grad(), embeddings_changed(batch.causal_lm, change):
-        states = response_states(batch.causal_lm, batch.packed)
-    if leaf is None or way is None:
-        raise ModelError(
-            f"{type(batch.causal_lm).__name__} ran without its token embeddings, which attribution "
-            "needs: this model is not supported"
-        )
-    # The head first, for all tokens at once: each log-probability depends on one state alone.
-    chosen = states.detach()[batch.places]
+        with torch.enable_grad(), embeddings_changed(causal_lm, change):
+            states.append(one.run())
+        if len(leaves) < len(states):
+            raise ModelError(
+                f"{type(causal_lm).__name__} ran without its token embeddings, which attribution "
+                "needs: this model is not supported"
+            )
+    logprobs = torch.zeros(len(batch.ends), device=batch.device)
+    scores = torch.zeros(len(batch.ends), batch.width, device=batch.device)
+    first = torch.tensor([0, *batch.sizes]).cumsum(0)
+    for turn, (one, tips) in enumerate(zip(passes, states, strict=True)):
+        row, k = one.cuts.unbind(1)
+        mine = first[row] + k
+        logprobs[mine], slopes = _through_head(causal_lm, tips.detach(), batch.targets[mine])
+        # The k-th token of every row in one backward pass, through this pass and those before it.
+        for here in (k == number for number in {*k.tolist()}):
+            toward = torch.zeros_like(tips)
+            toward[here] = slopes[here]
+            gradients = torch.autograd.grad(tips, leaves[: turn + 1], grad_outputs=toward, retain_graph=True)
+            token_of = torch.full((len(batch.sizes),), -1).index_put((row[here],), mine[here])
+            for read, way, gradient in zip(passes, ways, gradients, strict=False):
+                token = token_of[read.rows]
+                explained = token >= 0
+                along = torch.linalg.vecdot(gradient.float(), way)
+                scores[token[explained], read.places[explained]] = along[explained]
+    return scores, logprobs
+
+
+def _through_head(causal_lm: Any, states: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
+    """ln p Float[n] of ``targets`` and its gradient by ``states`` Float[n, H], for all tokens at once: each depends on
+    one state alone."""
     logprobs, slopes = [], []
-    for piece, targets in zip(torch.split(chosen, 128), torch.split(batch.targets, 128), strict=True):
+    for piece, own in zip(torch.split(states, 128), torch.split(targets, 128), strict=True):
         with torch.enable_grad():
             tip = piece.clone().requires_grad_()
-            values = _target_logprobs(batch.causal_lm, tip, targets)
+            values = _target_logprobs(causal_lm, tip, own)
             slopes.append(torch.autograd.grad(values.sum(), tip)[0])
         logprobs.append(values.detach())
-    slope = torch.cat(slopes)
-    scores = way.new_zeros(len(batch.rows), way.shape[1])
-    number = [place for size in batch.sizes for place in range(size)]
-    # The k-th token of every row in one backward pass.
-    for k in range(max(batch.sizes, default=0)):
-        mine = [place for place, order in enumerate(number) if order == k]
-        toward = torch.zeros_like(states)
-        toward[batch.places[mine]] = slope[mine]
-        (gradient,) = torch.autograd.grad(states, leaf, grad_outputs=toward, retain_graph=True)
-        rows = [batch.rows[place] for place in mine]
-        scores[mine] = torch.einsum("blh,blh->bl", gradient.float()[rows], way[rows])
-    return scores, torch.cat(logprobs)
+    return torch.cat(logprobs), torch.cat(slopes)
 
 
 def _input_x_gradient(batch: _Batch, **_: Any) -> list[Attributed]:
-    return batch.split(*_gradients_along(batch, lambda x: x, lambda x: x))
+    nothing = _baseline(batch.causal_lm, None)
+    return batch.split(*_gradients_along(batch, nothing, torch.ones(len(batch.sizes))))
 
 
 # Points of a Gauss-Legendre rule on one stretch of the path: exact for polynomials of degree 15.
@@ -231,39 +263,33 @@ class _Path:
     def values(self, shares: Sequence[float]) -> Tensor:
         """ln p Float[len(shares), K] of every token at these shares of the way."""
         found = []
-        for copies, point in self._copies(shares, range(len(self.positions))):
-            with embeddings_changed(self._lm, point):
-                found.append(copies.logprobs(response_states(self._lm, copies.packed)))
+        for copies, some in self._copies(shares, range(len(self.positions))):
+            with embeddings_changed(self._lm, partial(self._point, some)):
+                found.append(copies.logprobs())
         return torch.cat(found).view(len(shares), -1).double().cpu()
 
     def integral(self, start: float, end: float, points: int, tokens: Sequence[int]) -> Tensor:
         """(x − b) · ∫ ∂ ln p / ∂x from ``start`` to ``end``, Float[K, L]; 0 for what isn't among ``tokens``."""
         nodes, weights = np.polynomial.legendre.leggauss(points)
         shares = (start + (nodes + 1) / 2 * (end - start)).tolist()
-        slopes = torch.cat(
-            [
-                _gradients_along(copies, point, lambda x: x - self._nothing)[0].double().cpu()
-                for copies, point in self._copies(shares, tokens)
-            ]
-        )
+        found = [_gradients_along(copies, self._nothing, some)[0] for copies, some in self._copies(shares, tokens)]
+        slopes = torch.cat(found).double().cpu()
         weighted = torch.from_numpy(weights / 2 * (end - start))
         total = torch.zeros(len(self.positions), slopes.shape[-1], dtype=torch.float64)
         total[list(tokens)] = torch.einsum("p,pkl->kl", weighted, slopes.view(points, len(tokens), -1))
         return total
 
-    def _copies(
-        self, shares: Sequence[float], tokens: Sequence[int]
-    ) -> Iterator[tuple[_Batch, Callable[[Tensor], Tensor]]]:
-        """The row once a share, some at a time, and what makes its embeddings those at the shares."""
+    def _copies(self, shares: Sequence[float], tokens: Sequence[int]) -> Iterator[tuple[_Batch, Tensor]]:
+        """The row once a share, some at a time, and these shares."""
         positions = [self.positions[k] for k in tokens]
         for first in range(0, len(shares), self._at_a_time):
             some = torch.tensor(shares[first : first + self._at_a_time])
             n = len(some)
+            yield _Batch(self._lm, [self._prompt] * n, [self._response] * n, [positions] * n), some
 
-            def point(x: Tensor, some: Tensor = some) -> Tensor:
-                return self._nothing + some.to(x)[:, None, None] * (x - self._nothing)
-
-            yield _Batch(self._lm, [self._prompt] * n, [self._response] * n, [positions] * n), point
+    def _point(self, shares: Tensor, x: Tensor) -> Tensor:
+        """Of embeddings Float[n, L, H], those at the rows' ``shares`` Float[n] of the way."""
+        return self._nothing + shares.to(x)[:, None, None] * (x - self._nothing)
 
 
 @dataclass(frozen=True)
@@ -343,8 +369,8 @@ def _complete(path: _Path, steps: int, tolerance: float, most_steps: int) -> Att
 def _occlusion(batch: _Batch, *, baseline: int | None, budget: int, **_: Any) -> list[Attributed]:
     """One forward pass for each input token. It serves all explained tokens, since each sees only what is before it."""
     nothing = _baseline(batch.causal_lm, baseline)
-    whole = batch.logprobs(response_states(batch.causal_lm, batch.packed))
-    scores = whole.new_zeros(len(batch.rows), batch.packed.tokens.shape[1])
+    whole = batch.logprobs()
+    scores = whole.new_zeros(len(batch.ends), batch.width)
     first = 0
     for row, size in enumerate(batch.sizes):
         mine = slice(first, first + size)
@@ -366,7 +392,7 @@ def _occlusion(batch: _Batch, *, baseline: int | None, budget: int, **_: Any) ->
                 return x
 
             with embeddings_changed(batch.causal_lm, without):
-                left = copies.logprobs(response_states(batch.causal_lm, copies.packed))
+                left = copies.logprobs()
             scores[mine, start : start + len(hidden)] = whole[mine][:, None] - left.view(len(hidden), size).T
     return batch.split(scores, whole)
 

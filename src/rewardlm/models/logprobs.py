@@ -7,11 +7,12 @@ hidden state that an answer's token was predicted from gets them here, so an off
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
+import numpy as np
 import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
@@ -90,8 +91,7 @@ def shared_prefix(prompts: Sequence[Sequence[int]]) -> int:
 
     Every row keeps a prompt token of its own: the first token of its answer is predicted from that one's state.
     """
-    if min(map(len, prompts)) < 1:
-        raise ModelError("a prompt has no tokens: the first token of an answer would have nothing to be predicted from")
+    _check_prompts(prompts)
     first, last = min(map(tuple, prompts)), max(map(tuple, prompts))
     shared = 0
     for a, b in zip(first, last, strict=False):
@@ -99,6 +99,11 @@ def shared_prefix(prompts: Sequence[Sequence[int]]) -> int:
             break
         shared += 1
     return min(shared, min(map(len, prompts)) - 1)
+
+
+def _check_prompts(prompts: Sequence[Sequence[int]]) -> None:
+    if min(map(len, prompts)) < 1:
+        raise ModelError("a prompt has no tokens: the first token of an answer would have nothing to be predicted from")
 
 
 def body_and_head(causal_lm: Any) -> tuple[Any, Any]:
@@ -212,6 +217,64 @@ def response_states(causal_lm: Any, packed: Packed, *, recompute: bool = False) 
     with reading_answers(body, predicting):
         states = trunk_states(body, packed.tokens, mask, positions, cache)
     return states[where]
+
+
+@dataclass
+class Pass:
+    """A pass over M positions, padding counted in: ``rows`` and ``places`` Int[M] say which row each is of, and which
+    of its positions. ``run`` gives the states Float[n, H] that the tokens at ``cuts`` Int[n, 2] are predicted from: of
+    each, its row and the number of the cut there."""
+
+    rows: Int[Tensor, "M"]
+    places: Int[Tensor, "M"]
+    cuts: Int[Tensor, "n 2"]
+    run: Callable[[], Tensor]
+
+
+def passes_to_cuts(
+    causal_lm: Any, prompts: Sequence[Sequence[int]], responses: Sequence[Sequence[int]], cuts: Sequence[Sequence[int]]
+) -> list[Pass]:
+    """Passes that read B rows as far as their last cuts, to be run in this order; ``cuts`` are ascending places in each
+    response. Rows share nothing, so each has its own gradient.
+
+    A model that runs trees has a pass for each cut, from the one before: what stands after a cut takes no part in a
+    backward pass from it. Other models have one pass for all.
+    """
+    body = body_and_head(causal_lm)[0]
+    device = next(causal_lm.parameters()).device
+    _check_prompts(prompts)
+    numbers = [(row, k) for row, where in enumerate(cuts) for k in range(len(where))]
+    if not numbers:
+        return []
+    if fastpath.runs_trees(body):
+        cache = DynamicCache(config=causal_lm.config)
+        return [
+            _pass_of_tree(body, tree, cache, torch.tensor([(row, number) for row, number in numbers if number == k]))
+            for k, tree in enumerate(fastpath.trees_in_turn(prompts, responses, cuts, device))
+        ]
+    ends = [response[: where[-1] + 1] if where else [] for response, where in zip(responses, cuts, strict=True)]
+    packed = pack(prompts, ends, device, share=False)
+    starts = np.concatenate([[0], np.cumsum([len(end) for end in ends])])
+    chosen = torch.tensor([int(starts[row]) + cuts[row][k] for row, k in numbers], device=device)
+    width = packed.tokens.shape[1]
+    every = torch.arange(packed.tokens.numel())
+    return [
+        Pass(every // width, every % width, torch.tensor(numbers), lambda: response_states(causal_lm, packed)[chosen])
+    ]
+
+
+def _pass_of_tree(body: Any, tree: fastpath.Tree, cache: DynamicCache, cuts: Tensor) -> Pass:
+    """The n stretches of ``tree`` are those of the rows in ``cuts``, in their order."""
+    stretch = tree.places.cpu() // tree.queries.shape[1]
+    # The last token that a stretch predicts stands at the cut.
+    predicted = stretch[tree.predicting.cpu()]
+    last = torch.searchsorted(predicted, torch.arange(len(cuts)), right=True).sub(1).to(body.device)
+    return Pass(
+        rows=cuts[stretch, 0],
+        places=tree.positions.cpu(),
+        cuts=cuts,
+        run=lambda: fastpath.predicting_states(body, tree, cache)[last],
+    )
 
 
 def predicting_places(causal_lm: Any, packed: Packed) -> Int[Tensor, "N"]:
