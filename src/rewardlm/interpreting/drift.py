@@ -21,8 +21,8 @@ from rewardlm.models.logprobs import body_and_head, hidden_rows
 from rewardlm.stats import BoolArray, FloatArray
 from rewardlm.types import Message
 
-# Tokens that are compared over the whole vocabulary at a time.
-_CHUNK = 64
+# Tokens that a head reads at a time, and that are compared over the whole vocabulary: these fit into a CPU's cache.
+_READ, _COMPARED = 64, 16
 
 
 @dataclass(frozen=True)
@@ -64,12 +64,13 @@ def token_drift(logprobs: Tensor, targets: Tensor) -> TokenDrift:
     probabilities = logprobs.exp()
     kl = logprobs.new_zeros(models, models, tokens)
     for a in range(models):
-        for b in range(models):
-            if a != b:
-                kl[a, b] = (probabilities[a] * (logprobs[a] - logprobs[b])).sum(-1)
+        for b in range(a):
+            ratio = logprobs[a] - logprobs[b]
+            kl[a, b] = torch.linalg.vecdot(probabilities[a], ratio)
+            kl[b, a] = -torch.linalg.vecdot(probabilities[b], ratio)
     return TokenDrift(
         logprobs=own.squeeze(-1),
-        entropy=-(probabilities * logprobs).sum(-1),
+        entropy=-torch.linalg.vecdot(probabilities, logprobs),
         rank=(logprobs > own).sum(-1),
         choice=logprobs.argmax(-1),
         kl=kl,
@@ -99,13 +100,13 @@ def drift_of_answers(
     pieces: list[TokenDrift] = []
     sums: list[VocabularyDrift | None] = [None] * len(responses)
     owner = torch.tensor([row for row, response in enumerate(responses) for _ in response])
-    for start in range(0, len(targets), _CHUNK):
-        piece = slice(start, start + _CHUNK)
+    for start in range(0, len(targets), _COMPARED):
+        piece = slice(start, start + _COMPARED)
         logprobs = torch.stack([of_model[piece] for of_model in whole])
         pieces.append(token_drift(logprobs, targets[piece]))
         for row in sorted({*owner[piece].tolist()}):
-            mine = logprobs[:, owner[piece] == row].double()
-            found = VocabularyDrift(mine.sum(1), mine.exp().sum(1), mine.shape[1])
+            mine = logprobs[:, owner[piece] == row]
+            found = VocabularyDrift(mine.sum(1).double(), mine.exp().sum(1).double(), mine.shape[1])
             before = sums[row]
             sums[row] = found if before is None else before + found
     return _by_response(pieces, [len(response) for response in responses]), [one for one in sums if one is not None]
@@ -113,7 +114,7 @@ def drift_of_answers(
 
 def _logprobs(head: Any, states: Tensor) -> Tensor:
     """Float[N, V] on the CPU."""
-    return torch.cat([head(piece).float().log_softmax(-1).cpu() for piece in torch.split(states, _CHUNK)])
+    return torch.cat([head(piece).float().log_softmax(-1).cpu() for piece in torch.split(states, _READ)])
 
 
 def _steered_logprobs(
