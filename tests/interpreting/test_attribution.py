@@ -13,9 +13,12 @@ from adapted import FAMILIES, PROMPTS, RESPONSES, adapted_policy, state_of
 from transformers import LlamaConfig
 
 from rewardlm.config import AttributionSettings, ModelSettings
+from rewardlm.errors import ConfigError
 from rewardlm.interpreting.attribution import Attributed, Completeness, attribute, embeddings_changed
 from rewardlm.models.load import Policy, load_policy
+from rewardlm.models.logprobs import body_and_head
 from rewardlm.models.lora import merged, using
+from rewardlm.stream import Edits, edited
 
 POSITIONS = [[0, 2, 3], [1], [0, 5]]
 END = 700
@@ -72,19 +75,52 @@ def test_input_x_gradient_is_the_slope_towards_a_longer_embedding(name: str) -> 
 
 @pytest.mark.parametrize("name", ["tiny", "bloom"])
 @pytest.mark.parametrize("method", ["input_x_gradient", "integrated_gradients", "occlusion"])
-def test_rows_side_by_side_are_explained_as_alone(name: str, method: str) -> None:
-    """Two answers to one prompt, an empty one, and one of which nothing is explained; bloom can't read in pieces."""
+def test_rows_side_by_side_are_explained_as_tokens_alone(name: str, method: str) -> None:
+    """Two answers to one prompt, an empty one, one of which nothing is explained; bloom can't read rows in pieces, and
+    the others read several tokens in a piece."""
     model = adapted_policy(name).causal_lm
     prompts = [PROMPTS[0], PROMPTS[0], PROMPTS[1], PROMPTS[2]]
-    responses, positions = [RESPONSES[0], RESPONSES[2], [], RESPONSES[1]], [[0, 2], [4], [], []]
+    responses, positions = [RESPONSES[0], RESPONSES[2], [], RESPONSES[1]], [[0, 2], [0, 1, 2, 3, 4, 5], [], []]
     settings = {"method": method, "baseline": END, "tolerance": 0.2}
     together = attribute(model, prompts, responses, positions, **settings)
     for row, one in enumerate(together):
-        own = ([of[row]] for of in (prompts, responses, positions))
-        [alone] = attribute(model, *own, **settings)
         assert one.scores.shape == (len(positions[row]), len(prompts[row]) + len(responses[row]))
-        assert one.scores.numpy() == pytest.approx(alone.scores.numpy(), abs=1e-5)
-        assert one.logprobs.numpy() == pytest.approx(alone.logprobs.numpy(), abs=1e-5)
+        for k, position in enumerate(positions[row]):
+            [alone] = attribute(model, [prompts[row]], [responses[row]], [[position]], **settings)
+            assert one.scores[k].numpy() == pytest.approx(alone.scores[0].numpy(), abs=1e-5)
+            assert float(one.logprobs[k]) == pytest.approx(float(alone.logprobs[0]), abs=1e-5)
+
+
+@pytest.mark.parametrize("answers_only", [True, False])
+@pytest.mark.parametrize("length", [0, 300])
+def test_pieces_change_nothing_of_a_model_whose_stream_is_steered(
+    answers_only: bool, length: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Short rows and long ones, whose attention is another kernel's, against one pass of the model's own."""
+    model = adapted_policy("tiny").causal_lm
+    body, _ = body_and_head(model)
+    generator = torch.Generator().manual_seed(0)
+    push = torch.randn(body.config.hidden_size, generator=generator)
+    sites = {(layer, "in"): body.layers[layer] for layer in (0, 1)}
+    edits = Edits(dict.fromkeys(sites, lambda states, strength: states + strength * push), answers_only=answers_only)
+    prompts = [[*prompt, *range(5, 5 + length)] for prompt in PROMPTS]
+    found = []
+    for is_open in ("1", "0"):
+        monkeypatch.setenv("REWARDLM_FASTPATH", is_open)
+        with edited(body, sites, edits):
+            edits.strengths = torch.full((1,), 0.5)
+            found.append(attribute(model, prompts, RESPONSES, POSITIONS))
+    plain = attribute(model, prompts, RESPONSES, POSITIONS)
+    for pieces, whole, unsteered in zip(*found, plain, strict=True):
+        size = float(whole.scores.abs().max())
+        assert pieces.scores.numpy() == pytest.approx(whole.scores.numpy(), abs=1e-4 * size)
+        assert float((pieces.scores - unsteered.scores).abs().max()) > 1e-2 * size
+
+
+def test_positions_must_ascend() -> None:
+    model = adapted_policy("tiny").causal_lm
+    with pytest.raises(ConfigError, match=r"positions \[1, 1\] of response 1: expected ascending ones, none twice"):
+        attribute(model, PROMPTS, RESPONSES, [[0], [1, 1], [2]])
 
 
 @pytest.mark.parametrize("name", ["tiny", "gpt2", "gpt_neox", "falcon_multi_query"])

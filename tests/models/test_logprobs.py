@@ -188,6 +188,16 @@ def test_microbatches_hold_every_row_once_within_the_budget() -> None:
     assert microbatches([500, 3], 100) == [[1], [0]]
 
 
+def test_microbatches_of_rows_that_are_alike_hold_no_row_much_shorter_than_another() -> None:
+    lengths = [8, 80, 79, 10, 61, 59, 30, 9, 80, 60]
+    alike = microbatches(lengths, 1000, shortest=0.75)
+    assert sorted(row for rows in alike for row in rows) == list(range(len(lengths)))
+    assert [sorted(lengths[row] for row in rows) for rows in alike] == [[8, 9, 10], [30], [59, 60, 61], [79, 80, 80]]
+    assert all(
+        len(rows) * max(lengths[row] for row in rows) <= 160 for rows in microbatches(lengths, 160, shortest=0.75)
+    )
+
+
 @pytest.mark.parametrize("name", ["tiny", *CONFIGS])
 def test_heads_that_are_plain_pass_the_check(name: str) -> None:
     check_head(random_policy(name).causal_lm)

@@ -78,7 +78,7 @@ def runs_trees(body: Any) -> bool:
 def predicting_states(body: Any, rows: Tree, cache: DynamicCache | None = None) -> Float[Tensor, "R H"]:
     """The last states that the R answer tokens of ``rows`` are predicted from, with gradients where they are on.
 
-    They follow the prefix that ``cache`` holds; the cache grows by all tokens of ``rows``. ``body`` must run trees.
+    They follow what ``cache`` holds; it grows by all tokens of ``rows``. ``body`` must run trees.
     Where its stream is changed, with a strength for each of the R, or one for all.
     """
     if lean.is_lean(body):

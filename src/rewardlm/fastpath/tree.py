@@ -43,7 +43,7 @@ class Tree:
     ``tokens``, ``positions`` Int[N]. ``predicting`` Int[R]: where each response token is predicted from, row after row;
     an answer's last token predicts nothing and is left out. Only for the attention, stretches are padded to Q tokens
     of their own and L that these see: ``queries`` Int[S, Q], ``keys`` Int[S, L], ``sees`` Bool[S, 1, Q, L];
-    ``places`` Int[N] says where in S·Q each token is. Where a cache holds the common prefix, ``keys`` count from its
+    ``places`` Int[N] says where in S·Q each token is. Where a cache holds what comes before, ``keys`` count from its
     first token, ``queries`` from the first that is run.
     """
 
@@ -104,24 +104,24 @@ def tree_of(
 def trees_in_turn(
     prompts: Sequence[Sequence[int]],
     responses: Sequence[Sequence[int]],
-    cuts: Sequence[Sequence[int]],
+    stops: Sequence[Sequence[int]],
     device: torch.device,
 ) -> list[Tree]:
-    """Rows that are run as far as their cuts, ascending places in each response: tree k has what stands between the cut
-    before and the k-th one, of every row that has one, and predicts up to the token at the cut. By then a cache holds
-    the tokens of all trees before it. Rows share nothing."""
+    """Rows that are read from stop to stop, ascending places in each response. The k-th tree has the tokens from the
+    stop before (that token counts) to the k-th one (this one doesn't), of every row that has it; they predict up to the
+    token at the stop. By then a cache holds the tokens of all trees before it. Rows share nothing."""
     trees: list[Tree] = []
     before: list[list[int]] = [[] for _ in prompts]
     n = 0
-    for k in range(max(map(len, cuts), default=0)):
+    for k in range(max(map(len, stops), default=0)):
         first = n
         stretches: list[_Stretch] = []
         predicting: list[int] = []
-        for row, (prompt, response, where) in enumerate(zip(prompts, responses, cuts, strict=True)):
-            if k >= len(where):
+        for row, (prompt, response, own) in enumerate(zip(prompts, responses, stops, strict=True)):
+            if k >= len(own):
                 continue
             read = len(before[row])
-            stretches.append(_Stretch([*prompt, *response][read : len(prompt) + where[k]], n, before[row]))
+            stretches.append(_Stretch([*prompt, *response][read : len(prompt) + own[k]], n, before[row]))
             n += len(stretches[-1].tokens)
             before[row] = before[row] + stretches[-1].places
             predicting += [place - first for place in before[row][max(read, len(prompt) - 1) :]]
@@ -182,7 +182,7 @@ def last_states(run: Callable[[Tree], Tensor], rows: Tensor) -> Tensor:
 
 
 def tree_states(body: Any, tree: Tree, cache: Any = None) -> Tensor:
-    """The trunk's last states, Float[N, H], after the prefix that ``cache`` holds, which grows by all N tokens.
+    """The trunk's last states, Float[N, H], after what ``cache`` holds, which grows by all N tokens.
 
     Under gradients, tokens that several rows share get the gradients of all of them.
     """

@@ -88,7 +88,8 @@ def attribute(
     budget: int = 512,
     report: Callable[[Sequence[int], Sequence[Attributed]], None] | None = None,
 ) -> list[Attributed]:
-    """Explain the tokens at ``positions`` of each response, in microbatches of at most ``budget`` positions.
+    """Explain the tokens at ``positions`` of each response (ascending, none twice), in microbatches of at most
+    ``budget`` positions.
 
     ``baseline`` is the token whose embedding stands for nothing; None is an embedding of zeros. ``steps``,
     ``tolerance`` and ``most_steps`` are integrated gradients': so many points to begin with, how far the sum may miss
@@ -102,6 +103,9 @@ def attribute(
     }
     if method not in methods:
         raise ConfigError(f"attribution method {method!r}: expected one of {', '.join(methods)}")
+    for row, where in enumerate(positions):
+        if any(later <= at for at, later in pairwise(where)):
+            raise ConfigError(f"positions {[*where]} of response {row}: expected ascending ones, none twice")
     # What stands after the last explained token says nothing about any.
     read = [response[: max(where, default=-1) + 1] for response, where in zip(responses, positions, strict=True)]
     lengths = [len(prompt) + len(response) for prompt, response in zip(prompts, read, strict=True)]
@@ -121,8 +125,9 @@ def attribute(
 def _widened(found: Attributed, length: int) -> Attributed:
     """``found`` over all ``length`` positions of its row; after the last explained token stands 0, or NaN for a token
     that is refused."""
-    after = (found.scores[:, :1] * 0).expand(-1, length - found.scores.shape[1])
-    return replace(found, scores=torch.cat([found.scores, after], 1))
+    scores = torch.nn.functional.pad(found.scores, (0, length - found.scores.shape[1]))
+    scores[found.scores.isnan().any(1)] = torch.nan
+    return replace(found, scores=scores)
 
 
 class _Batch:
@@ -201,29 +206,30 @@ def _gradients_along(batch: _Batch, nothing: Tensor, shares: Tensor) -> tuple[Te
 
         with torch.enable_grad(), embeddings_changed(causal_lm, change):
             states.append(one.run())
-        if len(leaves) < len(states):
+        if len(leaves) != len(states):
             raise ModelError(
-                f"{type(causal_lm).__name__} ran without its token embeddings, which attribution "
-                "needs: this model is not supported"
+                f"{type(causal_lm).__name__} doesn't read its token embeddings exactly once, as attribution needs: "
+                "this model is not supported"
             )
     logprobs = torch.zeros(len(batch.ends), device=batch.device)
     scores = torch.zeros(len(batch.ends), batch.width, device=batch.device)
     first = torch.tensor([0, *batch.sizes]).cumsum(0)
-    for turn, (one, tips) in enumerate(zip(passes, states, strict=True)):
-        row, k = one.cuts.unbind(1)
-        mine = first[row] + k
-        logprobs[mine], slopes = _through_head(causal_lm, tips.detach(), batch.targets[mine])
+    for turn, (one, predicting) in enumerate(zip(passes, states, strict=True)):
+        row, number = one.cuts.unbind(1)
+        tokens = first[row] + number  # Of all explained ones.
+        logprobs[tokens], slopes = _through_head(causal_lm, predicting.detach(), batch.targets[tokens])
         # The k-th token of every row in one backward pass, through this pass and those before it.
-        for here in (k == number for number in {*k.tolist()}):
-            toward = torch.zeros_like(tips)
-            toward[here] = slopes[here]
-            gradients = torch.autograd.grad(tips, leaves[: turn + 1], grad_outputs=toward, retain_graph=True)
-            token_of = torch.full((len(batch.sizes),), -1).index_put((row[here],), mine[here])
-            for read, way, gradient in zip(passes, ways, gradients, strict=False):
-                token = token_of[read.rows]
-                explained = token >= 0
+        for k in {*number.tolist()}:
+            kth = number == k
+            toward = torch.zeros_like(predicting)
+            toward[kth] = slopes[kth]
+            gradients = torch.autograd.grad(predicting, leaves[: turn + 1], grad_outputs=toward, retain_graph=True)
+            token_of_row = torch.full((len(batch.sizes),), -1).index_put((row[kth],), tokens[kth])
+            for earlier, way, gradient in zip(passes, ways, gradients, strict=False):
+                token = token_of_row[earlier.rows]
+                known = token >= 0
                 along = torch.linalg.vecdot(gradient.float(), way)
-                scores[token[explained], read.places[explained]] = along[explained]
+                scores[token[known], earlier.places[known]] = along[known]
     return scores, logprobs
 
 

@@ -21,8 +21,10 @@ from rewardlm.models.logprobs import body_and_head, hidden_rows
 from rewardlm.stats import BoolArray, FloatArray
 from rewardlm.types import Message
 
-# Tokens that a head reads at a time, and that are compared over the whole vocabulary: these fit into a CPU's cache.
-_READ, _COMPARED = 64, 16
+# Tokens that a head reads at a time.
+_READ = 64
+# Tokens that are compared over the whole vocabulary at a time: few, so that they stay in a CPU's cache meanwhile.
+_COMPARED = 16
 
 
 @dataclass(frozen=True)
@@ -67,7 +69,7 @@ def token_drift(logprobs: Tensor, targets: Tensor) -> TokenDrift:
         for b in range(a):
             ratio = logprobs[a] - logprobs[b]
             kl[a, b] = torch.linalg.vecdot(probabilities[a], ratio)
-            kl[b, a] = -torch.linalg.vecdot(probabilities[b], ratio)
+            kl[b, a] -= torch.linalg.vecdot(probabilities[b], ratio)
     return TokenDrift(
         logprobs=own.squeeze(-1),
         entropy=-torch.linalg.vecdot(probabilities, logprobs),

@@ -94,8 +94,8 @@ def _read(causal_lm: Any, explained: Explained, rows: Sequence[Sequence[int]], b
     device = next(causal_lm.parameters()).device
     context = torch.tensor(explained.context)
     found = torch.zeros(len(rows), dtype=torch.float64)
-    # Lengths differ tenfold: of all rows side by side, half would be padding.
-    for piece in microbatches([len(row) for row in rows], budget // 4):
+    # Rows without a tenth of the words stand beside rows of a tenth alone, so much of one pass would be padding.
+    for piece in microbatches([len(row) for row in rows], budget, shortest=0.75):
         places = [torch.tensor(rows[row]) for row in piece]
         ends = torch.tensor([len(some) - 1 for some in places])
         positions = pad_sequence(places, batch_first=True)

@@ -12,7 +12,6 @@ from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
-import numpy as np
 import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
@@ -219,6 +218,11 @@ def response_states(causal_lm: Any, packed: Packed, *, recompute: bool = False) 
     return states[where]
 
 
+# Pieces in which a row is read, at most. A backward pass goes through them one by one: many small ones would cost more
+# than what they leave out.
+_PIECES = 4
+
+
 @dataclass
 class Pass:
     """A pass over M positions, padding counted in: ``rows`` and ``places`` Int[M] say which row each is of, and which
@@ -234,46 +238,60 @@ class Pass:
 def passes_to_cuts(
     causal_lm: Any, prompts: Sequence[Sequence[int]], responses: Sequence[Sequence[int]], cuts: Sequence[Sequence[int]]
 ) -> list[Pass]:
-    """Passes that read B rows as far as their last cuts, to be run in this order; ``cuts`` are ascending places in each
-    response. Rows share nothing, so each has its own gradient.
+    """Passes that read B rows as far as their last cuts, to be run in this order; ``cuts`` are places in each response,
+    strictly ascending. Rows share nothing, so each has its own gradient.
 
-    A model that runs trees has a pass for each cut, from the one before: what stands after a cut takes no part in a
-    backward pass from it. Other models have one pass for all.
+    A model that runs trees reads rows in pieces, from cut to cut or from every second one and so on: what stands in
+    later pieces takes no part in a backward pass from a cut. Other models have one pass for all.
     """
+    _check_prompts(prompts)
+    most = max(map(len, cuts))
+    if not most:
+        return []
     body = body_and_head(causal_lm)[0]
     device = next(causal_lm.parameters()).device
-    _check_prompts(prompts)
-    numbers = [(row, k) for row, where in enumerate(cuts) for k in range(len(where))]
-    if not numbers:
-        return []
     if fastpath.runs_trees(body):
+        stops, pieces = _in_pieces(cuts, min(most, _PIECES))
         cache = DynamicCache(config=causal_lm.config)
-        return [
-            _pass_of_tree(body, tree, cache, torch.tensor([(row, number) for row, number in numbers if number == k]))
-            for k, tree in enumerate(fastpath.trees_in_turn(prompts, responses, cuts, device))
-        ]
-    ends = [response[: where[-1] + 1] if where else [] for response, where in zip(responses, cuts, strict=True)]
-    packed = pack(prompts, ends, device, share=False)
-    starts = np.concatenate([[0], np.cumsum([len(end) for end in ends])])
-    chosen = torch.tensor([int(starts[row]) + cuts[row][k] for row, k in numbers], device=device)
-    width = packed.tokens.shape[1]
-    every = torch.arange(packed.tokens.numel())
-    return [
-        Pass(every // width, every % width, torch.tensor(numbers), lambda: response_states(causal_lm, packed)[chosen])
-    ]
+        trees = fastpath.trees_in_turn(prompts, responses, stops, device)
+        return [_pass_of_tree(body, tree, cache, *piece) for tree, piece in zip(trees, pieces, strict=True)]
+    stops, [(numbers, places)] = _in_pieces(cuts, 1)
+    read = [response[: own[-1] + 1] if own else [] for response, own in zip(responses, stops, strict=True)]
+    packed = pack(prompts, read, device, share=False)
+    every, width = torch.arange(packed.tokens.numel()), packed.tokens.shape[1]
+    return [Pass(every // width, every % width, numbers, lambda: response_states(causal_lm, packed)[places.to(device)])]
 
 
-def _pass_of_tree(body: Any, tree: fastpath.Tree, cache: DynamicCache, cuts: Tensor) -> Pass:
-    """The n stretches of ``tree`` are those of the rows in ``cuts``, in their order."""
-    stretch = tree.places.cpu() // tree.queries.shape[1]
-    # The last token that a stretch predicts stands at the cut.
-    predicted = stretch[tree.predicting.cpu()]
-    last = torch.searchsorted(predicted, torch.arange(len(cuts)), right=True).sub(1).to(body.device)
+def _in_pieces(cuts: Sequence[Sequence[int]], n_pieces: int) -> tuple[list[list[int]], list[tuple[Tensor, Tensor]]]:
+    """Cuts in so many pieces, each with about as many: the last one of each row's pieces, and of each piece which cuts
+    are in it (row and number, Int[n, 2]) and their places Int[n] among all tokens of answers that it reads up to."""
+    most = max(map(len, cuts))
+    spans = [range(piece * most // n_pieces, (piece + 1) * most // n_pieces) for piece in range(n_pieces)]
+    stops = [[where[min(span[-1], len(where) - 1)] for span in spans if span[0] < len(where)] for where in cuts]
+    found = []
+    for piece, span in enumerate(spans):
+        numbers: list[tuple[int, int]] = []
+        places: list[int] = []
+        n = 0
+        for row, where in enumerate(cuts):
+            if span[0] < len(where):
+                first = stops[row][piece - 1] + 1 if piece else 0
+                own = span[: len(where) - span[0]]
+                numbers += [(row, k) for k in own]
+                places += [n + where[k] - first for k in own]
+                n += stops[row][piece] + 1 - first
+        found.append((torch.tensor(numbers), torch.tensor(places)))
+    return stops, found
+
+
+def _pass_of_tree(body: Any, tree: fastpath.Tree, cache: DynamicCache, cuts: Tensor, places: Tensor) -> Pass:
+    """``places`` Int[n] are those of ``cuts`` among what the tree predicts. Its stretches are the rows in ``cuts``."""
+    rows = torch.tensor(sorted({*cuts[:, 0].tolist()}))
     return Pass(
-        rows=cuts[stretch, 0],
+        rows=rows[tree.places.cpu() // tree.queries.shape[1]],
         places=tree.positions.cpu(),
         cuts=cuts,
-        run=lambda: fastpath.predicting_states(body, tree, cache)[last],
+        run=lambda: fastpath.predicting_states(body, tree, cache)[places.to(body.device)],
     )
 
 
@@ -322,12 +340,16 @@ def predicting_mask(response_mask: Bool[Tensor, "B T"]) -> Bool[Tensor, "B T"]:
     return mask
 
 
-def microbatches(lengths: Sequence[int], budget: int) -> list[list[int]]:
-    """Rows sorted by length in pieces of at most ``budget`` positions, padding included; a longer row stands alone."""
+def microbatches(lengths: Sequence[int], budget: int, *, shortest: float = 0.0) -> list[list[int]]:
+    """Rows sorted by length in pieces of at most ``budget`` positions, padding included; a longer row stands alone.
+
+    No row has less than ``shortest`` of the length of its piece's longest one.
+    """
     pieces: list[list[int]] = []
     for row in sorted(range(len(lengths)), key=lambda row: (lengths[row], row)):
         # Lengths grow, so this row's is the width of the piece if it joins.
-        if pieces and (len(pieces[-1]) + 1) * lengths[row] <= budget:
+        alike = bool(pieces) and lengths[pieces[-1][0]] >= shortest * lengths[row]
+        if alike and (len(pieces[-1]) + 1) * lengths[row] <= budget:
             pieces[-1].append(row)
         else:
             pieces.append([row])
