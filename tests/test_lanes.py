@@ -45,7 +45,7 @@ def test_no_lane_but_make_check_leaves_tests_out() -> None:
     said = {target: commands_of(target) for target in ("test", "check")}
     (everything,) = [line for line in said["test"] if "pytest" in line]
     (fast,) = [line for line in said["check"] if "pytest" in line]
-    assert everything.split("pytest ")[1] == "-n 3 --dist loadfile --no-loadscope-reorder"
+    assert everything.split("pytest ")[1] == "-n 2 --dist loadfile --no-loadscope-reorder"
     assert fast == f'{everything} -m "not slow"'
     assert said["check"][:-1] == commands_of("lint")
     runs = [line.split()[1:] for line in (ROOT / ".ci" / "run").read_text("utf-8").splitlines() if line[:5] == "make "]
