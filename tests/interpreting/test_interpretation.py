@@ -192,12 +192,12 @@ def test_an_interrupted_interpretation_goes_on_to_the_same_result(
 def test_the_baselines_answers_may_be_read_last(
     made: list[Path], done: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Batches are by length, so where the tuned models' answers are the shorter ones, theirs come first."""
+    """Batches may be by length, and where the tuned models' answers are the shorter ones, theirs come first."""
 
-    def one_by_one(lengths: Sequence[int], budget: int) -> list[list[int]]:
-        return [[row] for row in reversed(range(len(lengths)))]
+    def one_by_one(model: Any, prompts: Sequence[Any], responses: Sequence[Any], budget: int) -> list[list[int]]:
+        return [[row] for row in reversed(range(len(prompts)))]
 
-    monkeypatch.setattr(records, "microbatches", one_by_one)
+    monkeypatch.setattr(records, "pieces", one_by_one)
     run = interpret(made, SETTINGS, tmp_path / "out")
     assert next(iter(run.read("drift")))["author"] != 0
     assert_close(run.load(KIND), done.load(KIND))

@@ -24,7 +24,7 @@ from rewardlm.interpreting.models import RunModel, readers_of
 from rewardlm.interpreting.stratified import RunMeans
 from rewardlm.interpreting.word_shares import by_word, entropy_bits, share_of_kinds, shares, words
 from rewardlm.models.generate import stream_seed
-from rewardlm.models.logprobs import microbatches
+from rewardlm.models.logprobs import pieces
 from rewardlm.progress import ProgressCallback
 from rewardlm.runs import Run, write_atomically
 from rewardlm.stats import FloatArray
@@ -128,11 +128,12 @@ def record_drift(
         run.replace("drift", records[:count])
     known = {record["id"] for record in records[:count]}
     answers = [answer for answer in sample.answers if answer.id not in known]
-    lengths = [len(answer.prompt) + len(answer.tokens) for answer in answers]
     tokenizer = run_models[0].policy.tokenizer
     done = count
     # Every batch is a switch from model to model, and without gradients twice as many positions fit.
-    for rows in microbatches(lengths, 2 * settings.batch_tokens):
+    budget = 2 * settings.batch_tokens
+    prompts, responses = [answer.prompt for answer in answers], [answer.tokens for answer in answers]
+    for rows in pieces(run_models[0].policy.causal_lm, prompts, responses, budget):
         batch = [answers[row] for row in rows]
         found, vocabulary = drift_of_answers(
             [run_models[reader] for reader in readers],
