@@ -200,8 +200,8 @@ bench-tables: setup
 # where there is room. Tests start hundreds of commands too, and where Python may not keep compiled files
 # (PYTHONDONTWRITEBYTECODE), each would compile this package anew.
 MEMORY := $(shell df --output=avail /dev/shm 2>/dev/null | awk 'NR > 1 && $$1 > 8000000 { print "PYTEST_DEBUG_TEMPROOT=/dev/shm" }')
-# Two processes, each with whole files, of one thread each: a third one on two cores gains a thirtieth. tests/conftest.py
-# says in which order.
+# Two processes, each with whole files, of one thread each: on two cores a third one gained next to nothing.
+# tests/conftest.py says in which order.
 PYTEST := $(MEMORY) PYTHONDONTWRITEBYTECODE= OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder
 
 # What to run before a commit. Its tests are those that are not marked slow.

@@ -51,10 +51,10 @@ def test_every_place_sees_something() -> None:
     assert bool(tree_of(PROMPTS, RESPONSES, 3, CPU).sees.any(-1).all())
 
 
-def test_rows_in_turn_are_read_once_each_from_cut_to_cut() -> None:
+def test_rows_in_turn_are_read_once_each_from_stop_to_stop() -> None:
     prompts, responses = [[7, 8], [7, 8], [5]], [[1, 2, 3, 4], [1, 6], [9]]
-    cuts = [[0, 2, 3], [1], []]
-    trees = trees_in_turn(prompts, responses, cuts, CPU)
+    stops = [[0, 2, 3], [1], []]
+    trees = trees_in_turn(prompts, responses, stops, CPU)
     assert [tree.tokens.tolist() for tree in trees] == [[7, 8, 7, 8, 1], [1, 2], [3]]
     tokens = [token for tree in trees for token in tree.tokens.tolist()]
     texts, first = [], 0
@@ -65,8 +65,9 @@ def test_rows_in_turn_are_read_once_each_from_cut_to_cut() -> None:
         assert (tree.queries.min(), tree.queries.max()) == (0, len(tree.tokens) - 1)
         texts.append([own[place] for place in tree.predicting.tolist()])
         first += len(tree.tokens)
-    assert first == len(tokens)
-    # The texts that the answers' tokens up to the cuts are predicted from.
+        # Of what is in the cache by then, nothing but this tree comes after the last token that is seen.
+        assert int(tree.keys.max()) == first - 1
+    # The texts that the answers' tokens up to the stops are predicted from.
     assert texts == [[(7, 8), (7, 8), (7, 8, 1)], [(7, 8, 1), (7, 8, 1, 2)], [(7, 8, 1, 2, 3)]]
 
 

@@ -76,8 +76,8 @@ def test_input_x_gradient_is_the_slope_towards_a_longer_embedding(name: str) -> 
 @pytest.mark.parametrize("name", ["tiny", "bloom"])
 @pytest.mark.parametrize("method", ["input_x_gradient", "integrated_gradients", "occlusion"])
 def test_rows_side_by_side_are_explained_as_tokens_alone(name: str, method: str) -> None:
-    """Two answers to one prompt, an empty one, one of which nothing is explained; bloom can't read rows in pieces, and
-    the others read several tokens in a piece."""
+    """Two answers to one prompt, an empty one, one of which nothing is explained. bloom can't read rows in pieces; tiny
+    has several explained tokens in some of its pieces."""
     model = adapted_policy(name).causal_lm
     prompts = [PROMPTS[0], PROMPTS[0], PROMPTS[1], PROMPTS[2]]
     responses, positions = [RESPONSES[0], RESPONSES[2], [], RESPONSES[1]], [[0, 2], [0, 1, 2, 3, 4, 5], [], []]

@@ -251,10 +251,10 @@ def passes_to_cuts(
     body = body_and_head(causal_lm)[0]
     device = next(causal_lm.parameters()).device
     if fastpath.runs_trees(body):
-        stops, pieces = _in_pieces(cuts, min(most, _PIECES))
+        stops, cuts_of_pieces = _in_pieces(cuts, min(most, _PIECES))
         cache = DynamicCache(config=causal_lm.config)
         trees = fastpath.trees_in_turn(prompts, responses, stops, device)
-        return [_pass_of_tree(body, tree, cache, *piece) for tree, piece in zip(trees, pieces, strict=True)]
+        return [_pass_of_tree(body, tree, cache, *own) for tree, own in zip(trees, cuts_of_pieces, strict=True)]
     stops, [(numbers, places)] = _in_pieces(cuts, 1)
     read = [response[: own[-1] + 1] if own else [] for response, own in zip(responses, stops, strict=True)]
     packed = pack(prompts, read, device, share=False)
@@ -263,8 +263,8 @@ def passes_to_cuts(
 
 
 def _in_pieces(cuts: Sequence[Sequence[int]], n_pieces: int) -> tuple[list[list[int]], list[tuple[Tensor, Tensor]]]:
-    """Cuts in so many pieces, each with about as many: the last one of each row's pieces, and of each piece which cuts
-    are in it (row and number, Int[n, 2]) and their places Int[n] among all tokens of answers that it reads up to."""
+    """Cuts in so many pieces, each with about as many. First the last cut of each row's pieces. Then, for each piece,
+    which cuts are in it (row and number, Int[n, 2]), and their places Int[n] among the tokens that it predicts."""
     most = max(map(len, cuts))
     spans = [range(piece * most // n_pieces, (piece + 1) * most // n_pieces) for piece in range(n_pieces)]
     stops = [[where[min(span[-1], len(where) - 1)] for span in spans if span[0] < len(where)] for where in cuts]
