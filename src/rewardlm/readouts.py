@@ -73,8 +73,10 @@ def fit_probe(x: FloatArray, toxic: BoolArray, *, penalty: float = 1.0, one_unit
         found: FloatArray = (with_bias.T * (share * (1 - share))) @ with_bias + np.diag(penalties)
         return found
 
+    # The first steps may be as long as Newton's: the default, 1, would take several more of them.
+    options = {"gtol": 1e-8, "initial_trust_radius": 100.0}
     start = np.zeros(with_bias.shape[1])
-    found = minimize(loss, start, jac=True, hess=curvature, method="trust-exact", options={"gtol": 1e-8}).x
+    found = minimize(loss, start, jac=True, hess=curvature, method="trust-exact", options=options).x
     return Probe(found[:-1] @ span, float(found[-1]), mean, spread)
 
 

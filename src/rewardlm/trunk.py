@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import contextlib
 import inspect
+import threading
 from collections.abc import Iterator
 from typing import Any, cast
 
@@ -52,6 +53,15 @@ def has_window(config: Any) -> bool:
     return any(getattr(text, name, None) for name in ("sliding_window", "window_size", "attention_chunk_size"))
 
 
+def scales_by_length(config: Any) -> bool:
+    """Whether rotary positions are scaled by the length of the pass, for which a module keeps the last one's."""
+    text = config.get_text_config()
+    rotary = getattr(text, "rope_parameters", None) or getattr(text, "rope_scaling", None) or {}
+    # Some families have one for each kind of layer.
+    kinds = [rotary, *(kind for kind in rotary.values() if isinstance(kind, dict))]
+    return any(kind.get("rope_type") in ("dynamic", "longrope") for kind in kinds)
+
+
 def keeps_keys_and_values(config: Any) -> bool:
     """Whether all layers cache keys and values of what they have read, and nothing else.
 
@@ -60,9 +70,12 @@ def keeps_keys_and_values(config: Any) -> bool:
     return {type(layer) for layer in DynamicCache(config=config).layers} <= {DynamicLayer, DynamicSlidingWindowLayer}
 
 
-def looks_attention_up(body: Any) -> bool:
-    """Whether ``body`` looks its attention up by name, so that another can be put in the place of torch's kernel."""
-    return bool(getattr(body, "_supports_attention_backend", False)) and body.config._attn_implementation == "sdpa"
+def looks_attention_up(body: Any, *, now: str = "sdpa") -> bool:
+    """Whether ``body`` looks its attention up by name, so that another can be put in the place of torch's kernel. A
+    pass in another thread may have put the one named ``now`` there meanwhile."""
+    return bool(getattr(body, "_supports_attention_backend", False)) and (
+        body.config._attn_implementation in ("sdpa", now)
+    )
 
 
 def drops_out(model: nn.Module) -> bool:
@@ -80,13 +93,30 @@ def drops_out(model: nn.Module) -> bool:
 @contextlib.contextmanager
 def attending(body: Any, name: str) -> Iterator[None]:
     """Inside, ``body`` uses the attention function that is registered with transformers as ``name``. "eager" is the one
-    that shows its attention weights; fused kernels never form them."""
-    before = body.config._attn_implementation
-    body.config._attn_implementation = name
+    that shows its attention weights; fused kernels never form them.
+
+    All threads that run ``body`` meanwhile use it. They may be in such a block too, for the same function: the last one
+    that leaves puts the former function back.
+    """
+    config = body.config
+    with _switching:
+        before, blocks = _switched.get((id(config), name), (config._attn_implementation, 0))
+        _switched[id(config), name] = before, blocks + 1
+        config._attn_implementation = name
     try:
         yield
     finally:
-        body.config._attn_implementation = before
+        with _switching:
+            _, blocks = _switched.pop((id(config), name))
+            if blocks > 1:
+                _switched[id(config), name] = before, blocks - 1
+            else:
+                config._attn_implementation = before
+
+
+_switching = threading.Lock()
+# Of configurations (by id) whose attention is another one now: by its name, the former one, and how many blocks last.
+_switched: dict[tuple[int, str], tuple[str, int]] = {}
 
 
 @contextlib.contextmanager

@@ -91,6 +91,29 @@ def test_rows_side_by_side_are_explained_as_tokens_alone(name: str, method: str)
             assert float(one.logprobs[k]) == pytest.approx(float(alone.logprobs[0]), abs=1e-5)
 
 
+@pytest.mark.parametrize("name", ["tiny", "falcon_new", "bloom"])
+def test_rows_in_several_threads_are_explained_as_in_one(name: str) -> None:
+    """Sixty rows, one or two in a microbatch; bloom can't read rows in pieces."""
+    model = adapted_policy(name).causal_lm
+    rows = [(PROMPTS[n % 3], RESPONSES[n % 2 * 2] * (1 + n % 5), [0, 2, 3]) for n in range(60)]
+    prompts, responses, positions = (list(column) for column in zip(*rows, strict=True))
+    order: list[list[int]] = []
+    found = []
+    for threads in (1, 4):
+        torch.set_num_threads(threads)
+        try:
+            found.append(
+                attribute(model, prompts, responses, positions, budget=24, report=lambda rows, _: order.append([*rows]))
+            )
+        finally:
+            torch.set_num_threads(1)
+    for one, other in zip(*found, strict=True):
+        assert other.scores.numpy() == pytest.approx(one.scores.numpy(), abs=1e-5)
+        assert other.logprobs.numpy() == pytest.approx(one.logprobs.numpy(), abs=1e-5)
+    assert len(order) > 40
+    assert order[: len(order) // 2] == order[len(order) // 2 :]
+
+
 @pytest.mark.parametrize("answers_only", [True, False])
 @pytest.mark.parametrize("length", [0, 300])
 def test_pieces_change_nothing_of_a_model_whose_stream_is_steered(

@@ -155,7 +155,7 @@ def runs_trees(body: Any) -> bool:
     """Whether ``body``'s attention alone decides which token sees which and is looked up by name; tried once."""
     config = body.config.get_text_config()
     suited = (
-        looks_attention_up(body)
+        looks_attention_up(body, now=_NAME)
         and takes_positions(body)
         and not getattr(config, "alibi", False)
         and not has_window(config)

@@ -16,6 +16,7 @@ gradients, so weights may be frozen, merged or quantised.
 from __future__ import annotations
 
 import contextlib
+import threading
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
@@ -28,6 +29,7 @@ from torch import Tensor
 
 from rewardlm.errors import ConfigError, ModelError
 from rewardlm.models.logprobs import body_and_head, microbatches, pack, passes_to_cuts, response_states
+from rewardlm.models.threads import side_by_side
 
 
 @dataclass(frozen=True)
@@ -89,7 +91,7 @@ def attribute(
     report: Callable[[Sequence[int], Sequence[Attributed]], None] | None = None,
 ) -> list[Attributed]:
     """Explain the tokens at ``positions`` of each response (ascending, none twice), in microbatches of at most
-    ``budget`` positions.
+    ``budget`` positions. By ``input_x_gradient`` several microbatches may run at once (``models.threads``).
 
     ``baseline`` is the token whose embedding stands for nothing; None is an embedding of zeros. ``steps``,
     ``tolerance`` and ``most_steps`` are integrated gradients': so many points to begin with, how far the sum may miss
@@ -110,12 +112,19 @@ def attribute(
     read = [response[: max(where, default=-1) + 1] for response, where in zip(responses, positions, strict=True)]
     lengths = [len(prompt) + len(response) for prompt, response in zip(prompts, read, strict=True)]
     result: dict[int, Attributed] = {}
-    for rows in microbatches(lengths, budget):
+
+    def explained(rows: Sequence[int]) -> list[Attributed]:
         batch = _Batch(causal_lm, *([of[row] for row in rows] for of in (prompts, read, positions)))
         found = methods[method](
             batch, baseline=baseline, steps=steps, tolerance=tolerance, most_steps=most_steps, budget=budget
         )
-        found = [_widened(one, len(prompts[row]) + len(responses[row])) for row, one in zip(rows, found, strict=True)]
+        return [_widened(one, len(prompts[row]) + len(responses[row])) for row, one in zip(rows, found, strict=True)]
+
+    batches = microbatches(lengths, budget)
+    # The others also read whole rows, whose attention is another one than that of rows in pieces.
+    alike = method == "input_x_gradient"
+    turns = side_by_side(causal_lm, explained, batches) if alike else map(explained, batches)
+    for rows, found in zip(batches, turns, strict=True):
         result.update(zip(rows, found, strict=True))
         if report is not None:
             report(rows, found)
@@ -172,13 +181,22 @@ class _Batch:
 
 @contextlib.contextmanager
 def embeddings_changed(causal_lm: Any, change: Callable[[Tensor], Tensor]) -> Iterator[None]:
-    """Within the block, the model reads ``change`` of its token embeddings Float[B, L, H]."""
-    module = causal_lm.get_input_embeddings()
-    handle = module.register_forward_hook(lambda _module, _arguments, output: change(output))
+    """Within the block, the model reads ``change`` of its token embeddings Float[B, L, H], in this thread."""
+    module, mine = causal_lm.get_input_embeddings(), threading.get_ident()
+
+    def hook(_module: Any, _arguments: Any, output: Tensor) -> Tensor | None:
+        return change(output) if threading.get_ident() == mine else None
+
+    # PyTorch numbers hooks, and gives one number twice if two are registered at once.
+    with _registering:
+        handle = module.register_forward_hook(hook)
     try:
         yield
     finally:
         handle.remove()
+
+
+_registering = threading.Lock()
 
 
 def _target_logprobs(causal_lm: Any, states: Tensor, targets: Tensor) -> Tensor:

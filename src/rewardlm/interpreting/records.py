@@ -6,6 +6,7 @@ After an interruption, answers that are in these files are not read again.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -25,6 +26,7 @@ from rewardlm.interpreting.stratified import RunMeans
 from rewardlm.interpreting.word_shares import by_word, entropy_bits, share_of_kinds, shares, words
 from rewardlm.models.generate import stream_seed
 from rewardlm.models.logprobs import pieces
+from rewardlm.models.threads import side_by_side
 from rewardlm.progress import ProgressCallback
 from rewardlm.runs import Run, write_atomically
 from rewardlm.stats import FloatArray
@@ -271,15 +273,15 @@ def record_faithfulness(
         mine = [(record, k) for record, k in chosen if record.reader == reader and (reader, record.id) not in known]
         if not mine:
             continue
+        to_test = [_explained(run_model, answers[record.id], record, k, settings) for record, k in mine]
         with run_model.on(merge=True) as model:
-            for record, k in mine:
-                one = _explained(run_model, answers[record.id], record, k, settings)
-                found = faithfulness(model, one, budget=settings.batch_tokens)
+            tested = side_by_side(model, partial(faithfulness, model, budget=settings.batch_tokens), to_test)
+            for (record, k), found in zip(mine, tested, strict=True):
                 measures = {name: float(f"{value:.6g}") for name, value in vars(found).items()}
-                tested = FaithfulnessRecord(
+                kept = FaithfulnessRecord(
                     reader=reader, id=record.id, pair=record.pair, position=record.positions[k], **measures
                 )
-                run.append("faithfulness", [tested.dump()])
+                run.append("faithfulness", [kept.dump()])
                 done += 1
                 if report is not None:
                     report(done, len(chosen), "faithfulness: tokens read again with parts of what is before them")
