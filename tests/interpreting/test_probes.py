@@ -40,6 +40,33 @@ def test_a_probe_is_sklearns_logistic_regression(n: int, width: int, penalty: fl
     assert probe.logits(x) == pytest.approx(theirs.decision_function(scaler.transform(x)), abs=1e-4)
 
 
+@pytest.mark.parametrize(("n", "width"), [(60, 5), (40, 90)])
+def test_a_probe_of_classes_that_can_be_told_apart_is_sklearns_too(n: int, width: int) -> None:
+    """With hardly any penalty the weights grow large, and Newton's first steps are too long."""
+    linear_model = pytest.importorskip("sklearn.linear_model")
+    x, toxic = clouds(n, width, 30.0)
+    probe = fit_probe(x, toxic, penalty=1e-4)
+    standard = (x - x.mean(0)) / x.std(0)
+    theirs = linear_model.LogisticRegression(C=1e4, tol=1e-12, max_iter=100_000).fit(standard, toxic)
+    assert probe.weight == pytest.approx(theirs.coef_[0], rel=1e-3, abs=1e-3)
+    assert float(probe.bias) == pytest.approx(theirs.intercept_[0], rel=1e-3, abs=1e-3)
+
+
+@pytest.mark.parametrize("one_unit", [False, True])
+def test_probes_of_several_layers_are_those_of_each(one_unit: bool) -> None:
+    """Layers of another scale, with a column that never varies, told apart at once, or of which rows repeat."""
+    x, toxic = clouds(30, 50, 1.0)
+    still = x.copy()
+    still[:, 3] = 2.0
+    layers = np.stack([x, 1e3 * clouds(30, 50, 40.0)[0], still, np.concatenate([x[:15], x[:15]])])
+    together = fit_probe(layers, toxic, one_unit=one_unit)
+    for number, layer in enumerate(layers):
+        alone = fit_probe(layer, toxic, one_unit=one_unit)
+        assert together.weight[number] == pytest.approx(alone.weight, abs=1e-7)
+        assert float(together.bias[number]) == pytest.approx(float(alone.bias), abs=1e-7)
+        assert together.logits(layers)[number] == pytest.approx(alone.logits(layer), abs=1e-6)
+
+
 def test_a_feature_that_never_varies_harms_nothing() -> None:
     x, toxic = clouds(50, 4, 3.0)
     x[:, 1] = 7.25

@@ -20,7 +20,7 @@ from rewardlm.errors import RunError
 from rewardlm.models.load import Policy
 from rewardlm.models.lora import adapter_hash
 from rewardlm.progress import ProgressCallback
-from rewardlm.readouts import by_direction, by_probe, folds_of, held_out, without_common
+from rewardlm.readouts import by_direction, by_probe, folds_of, held_out, held_out_by_layer, without_common
 from rewardlm.runs import Run, known_rewards, reward_lineage, write_atomically
 from rewardlm.scoring.lineage import lineage_of, text_hash
 from rewardlm.scoring.load import load_scorer
@@ -284,7 +284,8 @@ def _activation(lesson: Lesson) -> list[SteerFolder]:
     toxic, owners = _classes(lesson, answers)
     states = lesson.states(answers)
     fold = _folds(toxic, owners, section.folds, settings.seed)
-    aucs = [None if fold is None else held_out(layer, toxic, fold, by_direction).auc for layer in states]
+    each = None if fold is None else held_out_by_layer(states, toxic, fold, by_direction)
+    aucs = [None] * len(states) if each is None else [layer.auc for layer in each]
     folders = []
     for layers in _layers(settings, aucs):
         found = lesson.found(answers, auc=aucs, layers=list(layers))

@@ -25,7 +25,7 @@ from rewardlm.readouts import (
     by_direction,
     by_probe,
     folds_of,
-    held_out,
+    held_out_by_layer,
     rows_by_group,
     toxic_direction,
 )
@@ -55,7 +55,8 @@ def best_of_shuffled(
     number: int,
     seed: int,
 ) -> list[HeldOut]:
-    """What the best layer reaches where labels mean nothing, ``number`` times, by a ``score`` as ``held_out`` takes it.
+    """What the best layer reaches where labels mean nothing, ``number`` times, by a ``score`` as ``held_out_by_layer``
+    takes it.
 
     ``layers`` Float[L, n, M]. Each shuffling is treated as the true labels are: new folds, every layer tried, and the
     best AUC and the best accuracy of all layers kept. So the best true layer is compared with the best by chance, and
@@ -66,7 +67,7 @@ def best_of_shuffled(
     for _ in range(number):
         labels = shuffled(toxic, groups, rng)
         fold = folds_of(labels, groups, n_folds, seed)
-        each = [held_out(layer, labels, fold, score) for layer in layers]
+        each = held_out_by_layer(layers, labels, fold, score)
         found.append(HeldOut(max(one.accuracy for one in each), max(one.auc for one in each)))
     return found
 
@@ -100,8 +101,7 @@ def read_directions(text: BaseText, labelled: Sequence[LabelledAnswer]) -> tuple
         return Directions(n=len(chosen), n_toxic=n_toxic, reason=reason), None
     x = _pooled(text, [readings[index] for index in chosen])
     fold = folds_of(toxic, groups, settings.probe_folds, settings.seed)
-    of_probe = [held_out(layer, toxic, fold, by_probe) for layer in x]
-    of_mean = [held_out(layer, toxic, fold, by_direction) for layer in x]
+    of_probe, of_mean = (held_out_by_layer(x, toxic, fold, score) for score in (by_probe, by_direction))
     best = int(np.argmax([held.auc for held in of_mean[1:]])) + 1
     probe_chance, mean_chance = (
         best_of_shuffled(
