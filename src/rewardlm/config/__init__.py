@@ -57,6 +57,7 @@ from rewardlm.config.rewards import RewardSettings as RewardSettings
 from rewardlm.config.rewards import TermSettings as TermSettings
 from rewardlm.config.rlaf import KlSettings as KlSettings
 from rewardlm.config.rlaf import RlafSettings as RlafSettings
+from rewardlm.config.rlaf import SimilaritySettings as SimilaritySettings
 from rewardlm.config.score import ScoreSettings as ScoreSettings
 from rewardlm.config.section import Section as Section
 from rewardlm.config.services import EndpointSettings as EndpointSettings

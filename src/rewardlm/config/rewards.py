@@ -67,6 +67,12 @@ class TermSettings(Section):
         description="Weight of the cosine similarity of prompt and answer. By default 10 for rlaf and 1 for "
         "prefer, or 0 if all judges are functions of your own.",
     )
+    similarity_enough: float | None = Field(
+        None,
+        gt=0,
+        le=1,
+        description="Similarity above which more of it earns nothing; by default there is no such limit.",
+    )
     counter_narrative: float | None = Field(
         None,
         ge=0,

@@ -77,6 +77,30 @@ class KlSettings(Section):
         return self
 
 
+class SimilaritySettings(Section):
+    """How near answers stay to their prompts: what similarity earns is adapted until it is that much.
+
+    Harmlessness is learnt quickest by leaving the subject, and similarity that is paid too much by quoting the prompt.
+    Which weight holds the two in balance depends on model, judge and algorithm. So it is a Lagrange multiplier, as in
+    RL under constraints (Dai et al. 2024, "Safe RLHF", where the constraint is on harm).
+    """
+
+    target: float | None = Field(
+        None,
+        gt=0,
+        lt=1,
+        description="Mean similarity of answers and prompts to keep, such as the base's (prompt_similarity by measure): "
+        "after each step rewards.terms.similarity grows if answers were further away, and shrinks if they were nearer. "
+        "By default it stays as it is.",
+    )
+    rate: float = Field(
+        1.0,
+        gt=0,
+        description="How quickly: the weight is multiplied by e^(rate × (1 − similarity / target)), at most by "
+        "e^(rate / 2) a step.",
+    )
+
+
 class ScheduleSettings(Section):
     """How the learning rates of policy and critic change from step to step.
 
@@ -200,6 +224,7 @@ class RlafSettings(RewardedSettings):
     checkpoint_every: int = Field(1, ge=1, description="Steps between two checkpoints.")
     samples_every: int = Field(5, ge=1, description="Steps between two records of answers in samples.jsonl.")
     kl: KlSettings = Field(KlSettings(), description="The penalty for leaving the reference.")
+    similarity: SimilaritySettings = Field(SimilaritySettings(), description="How near answers stay to their prompts.")
     rollout: RolloutSettings = Field(
         RolloutSettings(), description="A server that draws the answers (rollout.url); by default this process does."
     )
@@ -361,6 +386,10 @@ class RlafSettings(RewardedSettings):
             raise ValueError(
                 "a server's log-probabilities (rollout.url) are those before temperature and truncation: leave the "
                 "settings of generation out"
+            )
+        if self.similarity.target is not None and not self.reward_settings.terms.similarity:
+            raise ValueError(
+                "similarity.target adapts rewards.terms.similarity, which is 0 here: begin with a weight over 0"
             )
         if self.generation.temperature == 0:
             raise ValueError("generation.temperature is 0, but RL learns from answers that vary: set it above 0")

@@ -94,6 +94,11 @@ CURVES: tuple[tuple[str, tuple[str, ...], str], ...] = (
         "Share of ratios over the cap of CISPO’s loss, which weigh no more than it.",
     ),
     ("KL coefficient", ("kl_coef",), "The price of a unit of KL, adapted towards its target."),
+    (
+        "Weight of similarity",
+        ("similarity_weight",),
+        "What similarity to the prompt is paid, adapted until answers are as near as similarity.target says.",
+    ),
     ("Gradient norm", ("grad_norm",), "Spikes are unstable steps."),
 )
 _CURVE_NAMES = {

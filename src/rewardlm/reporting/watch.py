@@ -31,6 +31,7 @@ _NUMBERS = {
     "margin": "implicit_reward_margin",
     "KL": "kl",
     "KL coefficient": "kl_coef",
+    "weight of similarity": "similarity_weight",
     "entropy": "entropy",
     "tokens": "response_tokens",
     "cut off": "truncated_fraction",

@@ -199,8 +199,7 @@ class RewardModel:
                 for column in (rewards, toxicity, disagreement):
                     column.append(None)
                 continue
-            earned = sum(weight * value for weight, value in zip(self.terms.weights, extra, strict=True))
-            rewards.append(self._aggregate(known) + earned - paid)
+            rewards.append(self._aggregate(known) + self.terms.earned(extra) - paid)
             toxicity.append(self._mean(known))
             disagreement.append(max(known) - min(known) if len(known) > 1 else None)
         return BatchRewards(

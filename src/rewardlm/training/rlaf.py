@@ -58,6 +58,7 @@ from rewardlm.training.rollouts import (
     sample,
 )
 from rewardlm.training.served_rollouts import ServedRollouts
+from rewardlm.training.terms import keep_near
 from rewardlm.training.trackers import Trackers, check_installed
 from rewardlm.types import Prompt
 
@@ -109,8 +110,10 @@ def _train(
                 # 5. Epochs of minibatches, one optimizer step each.
                 losses = learn(training, batch, step, clock)
 
-            # 6. The KL coefficient follows the KL, and a reference that moves follows the policy.
+            # 6. The KL coefficient follows the KL, what similarity is paid the similarity, and a reference that moves
+            #    follows the policy.
             learner.kl.update(experience.kl, len(batch.rollouts.responses))
+            keep_near(training.rewards.terms, settings.similarity, experience.similarities)
             learner.move_reference(settings.kl, step + 1)
 
             # 7. The step's line in metrics.jsonl, and a checkpoint.
@@ -150,8 +153,8 @@ class Experience:
     """What the policy did in one step: all its answers, the prompt of each, and those with a reward as rollouts.
 
     ``kl`` is in nats an answer, and so is ``kl_origin``, the KL to the first step's reference; ``kl_coef`` is what a
-    nat costs in this step. ``redrawn`` counts the groups that were replaced, round by round. ``doubts`` say what looks
-    wrong.
+    nat costs in this step, ``similarity_weight`` what similarity is paid, where that is adapted. ``redrawn`` counts the
+    groups that were replaced, round by round. ``doubts`` say what looks wrong.
     """
 
     answers: list[Answer]
@@ -160,8 +163,14 @@ class Experience:
     kl: float
     kl_origin: float
     kl_coef: float
+    similarity_weight: float | None
     redrawn: list[int]
     doubts: dict[Doubt, str]
+
+    @property
+    def similarities(self) -> list[float | None]:
+        """Of all answers to their prompts; empty where similarity earns nothing."""
+        return self.rollouts.judged.terms.get("similarity", [])
 
 
 # 1. Setup ------------------------------------------------------------------------------------------------------------
@@ -281,7 +290,8 @@ def collect(training: Training, step: int, clock: Clock) -> Experience:
         kl_coef=learner.kl.coef,
         rounds=settings.dynamic_sampling,
     )
-    return Experience(answers, questions, rollouts, kl, kl_origin, learner.kl.coef, redrawn, doubts)
+    paid = None if settings.similarity.target is None else rewards.terms.weights["similarity"]
+    return Experience(answers, questions, rollouts, kl, kl_origin, learner.kl.coef, paid, redrawn, doubts)
 
 
 def draw_prompts(training: Training, places: Sequence[int], round: int = 0) -> list[StepPrompt]:
@@ -412,6 +422,7 @@ def record(
         "step": done,
         **rollout_metrics(settings, batch, experience.kl_coef),
         **losses,
+        **({} if experience.similarity_weight is None else {"similarity_weight": experience.similarity_weight}),
         **({} if settings.has_constant_rate else {"learning_rate": training.learner.learning_rate}),
         **({"kl_origin": experience.kl_origin} if training.learner.moving_reference else {}),
         **({"redrawn_groups": experience.redrawn} if settings.dynamic_sampling else {}),

@@ -77,6 +77,7 @@ def save_checkpoint(run: Path, step: int, learner: Learner, rewards: RewardModel
         state = {
             "step": step,
             "kl_coef": learner.kl.coef,
+            "weights_of_terms": rewards.terms.weights,
             "failures": rewards.failures(),
             "prompts_drawn": order.drawn,
             "optimizer": numbers,
@@ -144,6 +145,9 @@ def restore(
         return
     state: dict[str, Any] = json.loads((folder / _STATE).read_text())
     learner.kl.coef = state["kl_coef"]
+    # Checkpoints from before weights could change have none.
+    for name, weight in state.get("weights_of_terms", {}).items():
+        rewards.terms.pay(name, weight)
     rewards.restore_failures(state["failures"])
     # Checkpoints from before prompts could be drawn again don't say; then every step drew its own.
     order.begin(checkpoint.step, state.get("prompts_drawn"))

@@ -8,11 +8,12 @@ by one pleasantry for everybody.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from statistics import fmean
 
-from rewardlm.config import ServicesSettings, TermSettings, is_function_name
+from rewardlm.config import ServicesSettings, SimilaritySettings, TermSettings, is_function_name
 from rewardlm.errors import ScorerError
 from rewardlm.measuring.quality import in_other_script, is_refusal, repeated_share
 from rewardlm.measuring.similarity import load_embedder, similarities
@@ -34,11 +35,14 @@ _OTHER_CLAIMS = (
 
 @dataclass(frozen=True, slots=True)
 class Term:
-    """``weight`` times a value of each answer; None where it has none (an empty answer, a judge that failed)."""
+    """``weight`` times a value of each answer; None where it has none (an empty answer, a judge that failed). Of what
+    is more than ``enough``, only that much is paid.
+    """
 
     name: str
     weight: float
     values: Values
+    enough: float = math.inf
 
 
 class Terms:
@@ -52,8 +56,17 @@ class Terms:
         return [term.name for term in self._terms]
 
     @property
-    def weights(self) -> list[float]:
-        return [term.weight for term in self._terms]
+    def weights(self) -> dict[str, float]:
+        """What a unit of each term is paid now."""
+        return {term.name: term.weight for term in self._terms}
+
+    def pay(self, name: str, weight: float) -> None:
+        """From now on, a unit of this term is paid ``weight``."""
+        self._terms = [replace(term, weight=weight) if term.name == name else term for term in self._terms]
+
+    def earned(self, values: Sequence[float]) -> float:
+        """What an answer with these values, one of each term in their order, is paid."""
+        return sum(term.weight * min(value, term.enough) for term, value in zip(self._terms, values, strict=True))
 
     def values(
         self, prompts: Sequence[str], texts: Sequence[str], step_prompts: Sequence[str] | None = None
@@ -73,6 +86,17 @@ class Terms:
                     column[row] = value
             found[term.name] = column
         return found
+
+
+def keep_near(terms: Terms, settings: SimilaritySettings, similarities: Sequence[float | None]) -> None:
+    """After a step whose answers were so near to their prompts, pay similarity more or less, as ``settings`` say. Of an
+    answer without a similarity nothing is known.
+    """
+    known = [value for value in similarities if value is not None]
+    if settings.target is None or not known:
+        return
+    short = min(max(1 - fmean(known) / settings.target, -0.5), 0.5)
+    terms.pay("similarity", terms.weights["similarity"] * math.exp(settings.rate * short))
 
 
 def load_terms(
@@ -101,6 +125,7 @@ def load_terms(
                 "similarity",
                 settings.similarity or 0.0,
                 lambda prompts, texts, _: similarities(embedder, prompts, texts, seed=0)[0],
+                math.inf if settings.similarity_enough is None else settings.similarity_enough,
             )
         )
     if settings.counter_narrative:
