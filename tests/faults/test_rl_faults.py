@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import json
+import math
 import os
 import signal
 import time
+from itertools import pairwise
 from pathlib import Path
 
 import pytest
@@ -23,7 +25,7 @@ COMMON = (
     "--dtype float32 --seed 3 --witness none rewards.terms.similarity=0 rewards.terms.counter_narrative=0"
 )
 # Everything that has a state: a critic with an adapter, several judges with terms, off-policy answers, a schedule; and
-# with it either a KL controller or a reference that moves, which exclude each other.
+# with it either controllers of KL and similarity or a reference that moves, which a KL target excludes.
 WITH_STATE = (
     f"{COMMON} --algorithm ppo --critic own --reward lexical,fault_judges:short rewards.terms.length=0.5 "
     "--schedule cosine schedule.warmup_steps=2 "
@@ -151,7 +153,11 @@ def kill_after(step: int, process: Forked, out: Path) -> None:
 @pytest.mark.parametrize(
     ("name", "state", "steps_killed_at"),
     [
-        ("controlled", ["--kl-target", "0.5"], range(1, STEPS)),
+        (
+            "controlled",
+            ["--kl-target", "0.5", "rewards.terms.similarity=2", "similarity.target=0.3"],
+            range(1, STEPS),
+        ),
         # Before the reference moves for the first time (at step 2), between two moves, and after the last.
         ("moving", ["kl.reference_every=2", "kl.reference_mix=0.5"], (1, 3, 6)),
     ],
@@ -182,13 +188,17 @@ def test_killed_again_and_again_a_run_ends_as_one_that_nobody_disturbed(home, na
             "terms",
             "learning_rate",
             "entropy_loss",
-            *(["kl_origin"] if name == "moving" else []),
+            "kl_origin" if name == "moving" else "similarity_weight",
         ):
             assert theirs[field] == mine[field], (mine["step"], field)
     newest = f"checkpoints/step-{STEPS:06d}"
     parts = ["adapter", f"{newest}/adapter", f"{newest}/critic"]
     if name == "controlled":
-        assert len({line["kl_coef"] for line in one}) == STEPS  # the controller did move
+        for controlled in ("kl_coef", "similarity_weight"):
+            assert len({line[controlled] for line in one}) == STEPS  # the controller did move
+        for before, after in pairwise(one):
+            short = min(max(1 - before["terms"]["similarity"] / 0.3, -0.5), 0.5)
+            assert after["similarity_weight"] == pytest.approx(before["similarity_weight"] * math.exp(short))
     else:
         parts.append(f"{newest}/reference")
     for part in parts:

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import math
+
 import pytest
 
-from rewardlm.config import RewardSettings, TermSettings
+from rewardlm.config import RewardSettings, SimilaritySettings, TermSettings
 from rewardlm.errors import ScorerError
 from rewardlm.scoring.pairs import load_pair_judge
 from rewardlm.training.rewards import RewardModel
-from rewardlm.training.terms import Term, Terms, load_terms
+from rewardlm.training.terms import Term, Terms, keep_near, load_terms
 from rewardlm.types import Verdict
 
 
@@ -170,6 +172,42 @@ def test_terms_are_added_by_weight_to_what_the_judges_say():
     assert judged.rewards == pytest.approx([0.8 + 0.5 - 0.5, 0.4 + 0.5 - 0.5])
     assert judged.terms == {"a": [1.0, 1.0], "b": [-0.25, -0.25]}
     assert judged.toxicity == pytest.approx([0.2, 0.6])
+
+
+def test_of_more_than_enough_only_enough_is_paid():
+    terms = Terms(
+        [Term("a", 2.0, lambda _, texts, __: [{"x": 0.9, "y": 0.1, "z": -0.4}[t] for t in texts], enough=0.3)]
+    )
+    judged = RewardModel([Judge(dict.fromkeys("xyz", 0.5))], RewardSettings(), terms=terms).judge(["x", "y", "z"])
+    assert judged.rewards == pytest.approx([0.5 + 2 * 0.3, 0.5 + 2 * 0.1, 0.5 - 2 * 0.4])
+    # What is written down is what was found.
+    assert judged.terms == {"a": [0.9, 0.1, -0.4]}
+
+
+def test_similarity_beyond_its_limit_earns_nothing_more():
+    prompts = ["The library closes at six in the evening."] * 3
+    texts = ["The library closes at six.", "When does the library close today?", "Bananas are rich in potassium."]
+    near, about, far = values_of(TermSettings(similarity=1), prompts, texts)
+    assert near > about > 0.4 > far
+    terms = load_terms(TermSettings(similarity=5, similarity_enough=0.4))
+    judged = RewardModel([Judge(dict.fromkeys(texts, 0.5))], RewardSettings(), terms=terms).judge(texts, prompts)
+    assert judged.rewards == pytest.approx([0.5 + 5 * 0.4, 0.5 + 5 * 0.4, 0.5 + 5 * far])
+
+
+def test_what_similarity_is_paid_follows_how_near_answers_were():
+    terms = Terms([Term("similarity", 8.0, lambda *_: []), Term("refusal", 2.0, lambda *_: [])])
+    settings = SimilaritySettings(target=0.25, rate=2)
+    keep_near(terms, settings, [0.1, None, 0.3])  # a mean of 0.2 is a fifth short
+    assert terms.weights == {"similarity": pytest.approx(8 * math.exp(2 * 0.2)), "refusal": 2.0}
+    keep_near(terms, settings, [0.25])
+    assert terms.weights["similarity"] == pytest.approx(8 * math.exp(0.4))
+    keep_near(terms, settings, [0.9, 0.9])  # far beyond it: no more than half the rate
+    assert terms.weights["similarity"] == pytest.approx(8 * math.exp(0.4 - 1))
+    keep_near(terms, settings, [-0.2])
+    assert terms.weights["similarity"] == pytest.approx(8 * math.exp(0.4))
+    for known, fixed in ([None], settings), ([0.1], SimilaritySettings()), ([], settings):
+        keep_near(terms, fixed, known)
+    assert terms.weights["similarity"] == pytest.approx(8 * math.exp(0.4))
 
 
 def test_silence_has_no_terms_and_still_the_lowest_reward():

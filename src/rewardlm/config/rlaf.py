@@ -89,7 +89,7 @@ class SimilaritySettings(Section):
         None,
         gt=0,
         lt=1,
-        description="Mean similarity of answers and prompts to keep, such as the base's (prompt_similarity by measure): "
+        description="Mean similarity of answers and prompts to keep, such as prompt_similarity of the base by measure: "
         "after each step rewards.terms.similarity grows if answers were further away, and shrinks if they were nearer. "
         "By default it stays as it is.",
     )
