@@ -94,10 +94,10 @@ class SimilaritySettings(Section):
         "By default it stays as it is.",
     )
     rate: float = Field(
-        1.0,
+        0.2,
         gt=0,
         description="How quickly: the weight is multiplied by e^(rate × (1 − similarity / target)), at most by "
-        "e^(rate / 2) a step.",
+        "e^(rate / 2) a step. A policy follows a weight only after some steps, so too high a rate swings.",
     )
 
 
