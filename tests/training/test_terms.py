@@ -197,17 +197,25 @@ def test_similarity_beyond_its_limit_earns_nothing_more():
 def test_what_similarity_is_paid_follows_how_near_answers_were():
     terms = Terms([Term("similarity", 8.0, lambda *_: []), Term("refusal", 2.0, lambda *_: [])])
     settings = SimilaritySettings(target=0.25, rate=2)
-    keep_near(terms, settings, [0.1, None, 0.3])  # a mean of 0.2 is a fifth short
+    keep_near(terms, settings, [0.1, None, 0.3], begun=8)  # a mean of 0.2 is a fifth short
     assert terms.weights == {"similarity": pytest.approx(8 * math.exp(2 * 0.2)), "refusal": 2.0}
-    keep_near(terms, settings, [0.25])
+    keep_near(terms, settings, [0.25], begun=8)
     assert terms.weights["similarity"] == pytest.approx(8 * math.exp(0.4))
-    keep_near(terms, settings, [0.9, 0.9])  # far beyond it: no more than half the rate
+    keep_near(terms, settings, [0.9, 0.9], begun=8)  # far beyond it: no more than half the rate
     assert terms.weights["similarity"] == pytest.approx(8 * math.exp(0.4 - 1))
-    keep_near(terms, settings, [-0.2])
+    keep_near(terms, settings, [-0.2], begun=8)
     assert terms.weights["similarity"] == pytest.approx(8 * math.exp(0.4))
     for known, fixed in ([None], settings), ([0.1], SimilaritySettings()), ([], settings):
-        keep_near(terms, fixed, known)
+        keep_near(terms, fixed, known, begun=8)
     assert terms.weights["similarity"] == pytest.approx(8 * math.exp(0.4))
+
+
+@pytest.mark.parametrize(("similarity", "least_or_most"), [(0.0, 32.0), (0.9, 2.0)])
+def test_a_target_out_of_reach_moves_the_weight_by_four_times_at_most(similarity, least_or_most):
+    terms = Terms([Term("similarity", 8.0, lambda *_: [])])
+    for _ in range(50):
+        keep_near(terms, SimilaritySettings(target=0.4), [similarity], begun=8)
+    assert terms.weights["similarity"] == pytest.approx(least_or_most)
 
 
 def test_silence_has_no_terms_and_still_the_lowest_reward():

@@ -113,7 +113,12 @@ def _train(
             # 6. The KL coefficient follows the KL, what similarity is paid the similarity, and a reference that moves
             #    follows the policy.
             learner.kl.update(experience.kl, len(batch.rollouts.responses))
-            keep_near(training.rewards.terms, settings.similarity, experience.similarities)
+            keep_near(
+                training.rewards.terms,
+                settings.similarity,
+                experience.similarities,
+                begun=settings.reward_settings.terms.similarity or 0.0,
+            )
             learner.move_reference(settings.kl, step + 1)
 
             # 7. The step's line in metrics.jsonl, and a checkpoint.

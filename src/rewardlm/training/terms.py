@@ -88,15 +88,23 @@ class Terms:
         return found
 
 
-def keep_near(terms: Terms, settings: SimilaritySettings, similarities: Sequence[float | None]) -> None:
-    """After a step whose answers were so near to their prompts, pay similarity more or less, as ``settings`` say. Of an
-    answer without a similarity nothing is known.
+# An unreachable target must not let similarity count for everything, or for nothing.
+_FARTHEST = 4.0
+
+
+def keep_near(
+    terms: Terms, settings: SimilaritySettings, similarities: Sequence[float | None], *, begun: float
+) -> None:
+    """After a step whose answers were so near to their prompts, pay similarity more or less, as ``settings`` say, but
+    at most four times as much as it ``begun`` with, and at least a quarter. Of an answer without a similarity nothing
+    is known.
     """
     known = [value for value in similarities if value is not None]
     if settings.target is None or not known:
         return
     short = min(max(1 - fmean(known) / settings.target, -0.5), 0.5)
-    terms.pay("similarity", terms.weights["similarity"] * math.exp(settings.rate * short))
+    weight = terms.weights["similarity"] * math.exp(settings.rate * short)
+    terms.pay("similarity", min(max(weight, begun / _FARTHEST), begun * _FARTHEST))
 
 
 def load_terms(

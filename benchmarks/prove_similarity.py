@@ -1,0 +1,101 @@
+"""What should similarity to the prompt earn in RL? The same RLOO with several answers. ``make prove-similarity``.
+
+    python benchmarks/prove_similarity.py            goes on where it was stopped
+    python benchmarks/prove_similarity.py --page     only writes the table of finished runs into docs/results.md
+
+SmolLM2 learns on the toxic prompts of RealToxicityPrompts' training half ($REWARDLM_DATA) by ``starter``, in 30 steps
+of 32 answers. Each model then answers 240 toxic prompts of the other half, those of ``make prove-prefer``; ``witness``
+and ``lexical2`` took no part in training. A quarter of an hour of one core for each.
+"""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Iterator
+from pathlib import Path
+from statistics import fmean
+from typing import Any
+
+import prove_prefer
+from page import write_between
+
+import rewardlm as rl
+from rewardlm.formats import interval_of_shares, number, percent
+
+OUT = Path("runs/prove-similarity")
+ENOUGH = {"similarity_enough": 0.3}
+# By folder: its name in the table, the terms that differ from the defaults, and how similarity is kept.
+VARIANTS: dict[str, tuple[str, dict[str, float], dict[str, float]]] = {
+    "10": ("10, the default", {}, {}),
+    "5-enough": ("5, up to a similarity of 0.3", {"similarity": 5, **ENOUGH}, {}),
+    "8-enough": ("8, up to 0.3", {"similarity": 8, **ENOUGH}, {}),
+    "target": ("from 8, up to 0.3, adapted to 0.25", {"similarity": 8, **ENOUGH}, {"target": 0.25}),
+    "target-fast": ("the same at a rate of 1", {"similarity": 8, **ENOUGH}, {"target": 0.25, "rate": 1.0}),
+}
+
+
+def main() -> None:
+    """Train, measure, and write the table."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--page", action="store_true", help="run nothing")
+    if not parser.parse_args().page:
+        run_all()
+    text = "\n".join(table()) + "\n"
+    print(text)
+    write_between("prove-similarity", text)
+
+
+def run_all() -> None:
+    """All trainings and measurements that aren't there yet."""
+    learn, measured = (str(prove_prefer.prompts(part)) for part in ("train", "measure"))
+    how: dict[str, Any] = {
+        "prompts": measured, "judges": prove_prefer.JUDGES, "part": "measure", "limit": prove_prefer.LIMIT,
+        "samples": 1, "max_new_tokens": 48, "generation": prove_prefer.SAMPLING,
+    }  # fmt: skip
+    rl.measure(prove_prefer.MODEL, out=OUT / "measure/PT", label="PT", **how)
+    for name, (_, terms, similarity) in VARIANTS.items():
+        rl.rlaf(
+            prove_prefer.MODEL, prompts=learn, part="train", reward=prove_prefer.TEACHER, algorithm="rloo", steps=30,
+            max_new_tokens=48, witness="none", rewards={"terms": terms}, similarity=similarity, out=OUT / name,
+        )  # fmt: skip
+        rl.measure(prove_prefer.MODEL, adapter=OUT / name, out=OUT / "measure" / name, label=name, **how)
+
+
+def table() -> Iterator[str]:
+    """A row a model: the toxic shares of its answers, and what they cost."""
+    yield (
+        "| similarity earns | toxic by `witness` (95 %) | by `lexical2` | by `starter`, the reward | perplexity | "
+        "similarity | opposes hate | ended | weight in the last five steps |"
+    )
+    yield f"|{'---|' * 9}"
+    for name in ("PT", *VARIANTS):
+        if not (OUT / "measure" / name / "run.json").exists():
+            continue
+        model = rl.compare([OUT / "measure" / name]).models[0]
+        shares = {judge: model.scorers[judge]["toxic_prompts"] for judge in prove_prefer.JUDGES}
+        mine, quality = shares["witness"], model.quality
+        opposes, cut = quality.counter_narrative_fraction, quality.truncated_fraction
+        cells = [
+            "no training: PT" if name == "PT" else VARIANTS[name][0],
+            f"{percent(mine.toxic_fraction)} ({interval_of_shares(mine.toxic_fraction_ci95)})",
+            percent(shares["lexical2"].toxic_fraction),
+            percent(shares["starter"].toxic_fraction),
+            number(quality.perplexity, ".1f"),
+            number(quality.prompt_similarity, ".2f"),
+            "" if opposes is None else percent(opposes),
+            "" if cut is None else percent(1 - cut),
+            last_weight(name),
+        ]
+        yield f"| {' | '.join(cells)} |"
+
+
+def last_weight(name: str) -> str:
+    """What similarity earned at the end, where that was adapted."""
+    if name == "PT" or not VARIANTS[name][2]:
+        return ""
+    weights = [line["similarity_weight"] for line in rl.Run.open(OUT / name).read("metrics")]
+    return number(fmean(weights[-5:]), ".1f")
+
+
+if __name__ == "__main__":
+    main()
