@@ -44,6 +44,7 @@ help:
 	@echo "make bench-quantised  what 8 and 4 bits cost: bytes, and how far distributions move"
 	@echo "make prove-steering every way of steering beside fine-tuning and RL; over an hour after make demo"
 	@echo "make prove-prefer   what pairs of answers teach besides harmlessness; over an hour"
+	@echo "make prove-similarity  what similarity to the prompt should earn in RL; over an hour"
 	@echo "make record         the experiment of record: every training and steering on the same prompts; many hours"
 	@echo "make bench-steering what steering costs: time a token of each method, against the model itself"
 	@echo "make bench-explorer the page's explorer with 15,000 answers: bytes, and times in a browser"

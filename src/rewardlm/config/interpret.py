@@ -222,7 +222,9 @@ class InterpretSettings(Section):
         None, description="Quantise the base on loading; by default as the measurement did."
     )
     device: Device = "auto"
-    batch_tokens: int = Field(512, ge=1, description="Positions that are read side by side.")
+    batch_tokens: int = Field(
+        512, ge=1, description="Positions of a pass. On a CPU, up to four passes of a small model run at once."
+    )
     threshold: float = Field(0.5, ge=0, le=1, description="An answer counts as toxic if its score is above this.")
     parting_kl: float = Field(0.5, gt=0, description="KL per token, in nats, at which two models count as parted.")
     n_resamples: int = Field(2_000, ge=100, description="Bootstrap samples of an interval.")
