@@ -97,8 +97,8 @@ class SimilaritySettings(Section):
         0.2,
         gt=0,
         description="How quickly: the weight is multiplied by e^(rate × (1 − similarity / target)), at most by "
-        "e^(rate / 2) a step; it stays between a quarter and four times of what it was at first. A policy follows a "
-        "weight only after some steps, so too high a rate swings.",
+        "e^(rate / 2) a step; it stays between a quarter and four times of what it was at first. A policy follows "
+        "some steps later, so too high a rate swings.",
     )
 
 
