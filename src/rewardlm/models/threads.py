@@ -1,7 +1,7 @@
 """Passes side by side on a CPU: each in a thread of its own, which has a part of PyTorch's threads.
 
-Many operations of a small model are too short to be divided among cores, or aren't divided at all. So two passes of
-SmolLM2 with their gradients, each on a core, take two thirds of the time that they take one after the other on both.
+Many operations of a small model are too short to be divided among cores, or aren't divided at all. So passes that each
+have a core are done sooner than one after the other on all of them (``benchmarks/side_by_side.py``).
 """
 
 from __future__ import annotations
