@@ -202,22 +202,29 @@ def table() -> Iterator[str]:
     yield "|---|---|---|---|---|---|---|---|---|"
     names = [name for name in ("PT", *VARIANTS) if (OUT / "measure" / name / "run.json").exists()]
     for name in names:
-        model = rl.compare([OUT / "measure" / name]).models[0]
-        shares = {judge: model.scorers[judge]["toxic_prompts"] for judge in JUDGES}
-        mine, quality = shares["witness"], model.quality
-        opposes, cut = quality.counter_narrative_fraction, quality.truncated_fraction
         cells = [
             "nothing: PT" if name == "PT" else VARIANTS[name][0],
-            f"{percent(mine.toxic_fraction)} ({interval_of_shares(mine.toxic_fraction_ci95)})",
-            percent(shares["lexical2"].toxic_fraction),
-            percent(shares["starter"].toxic_fraction),
-            number(quality.perplexity, ".1f"),
-            number(quality.prompt_similarity, ".2f"),
-            "" if opposes is None else percent(opposes),
-            "" if cut is None else percent(1 - cut),
+            *figures(OUT / "measure" / name),
             plain_change(name),
         ]
         yield f"| {' | '.join(cells)} |"
+
+
+def figures(run: Path) -> list[str]:
+    """Of one model's answers: the toxic share by each judge, perplexity, similarity, how many oppose hate, and end."""
+    model = rl.compare([run]).models[0]
+    shares = {judge: model.scorers[judge]["toxic_prompts"] for judge in JUDGES}
+    mine, quality = shares["witness"], model.quality
+    opposes, cut = quality.counter_narrative_fraction, quality.truncated_fraction
+    return [
+        f"{percent(mine.toxic_fraction)} ({interval_of_shares(mine.toxic_fraction_ci95)})",
+        percent(shares["lexical2"].toxic_fraction),
+        percent(shares["starter"].toxic_fraction),
+        number(quality.perplexity, ".1f"),
+        number(quality.prompt_similarity, ".2f"),
+        "" if opposes is None else percent(opposes),
+        "" if cut is None else percent(1 - cut),
+    ]
 
 
 def plain_change(name: str) -> str:

@@ -20,7 +20,7 @@ import prove_prefer
 from page import write_between
 
 import rewardlm as rl
-from rewardlm.formats import interval_of_shares, number, percent
+from rewardlm.formats import number
 
 OUT = Path("runs/prove-similarity")
 ENOUGH = {"similarity_enough": 0.3}
@@ -71,19 +71,9 @@ def table() -> Iterator[str]:
     for name in ("PT", *VARIANTS):
         if not (OUT / "measure" / name / "run.json").exists():
             continue
-        model = rl.compare([OUT / "measure" / name]).models[0]
-        shares = {judge: model.scorers[judge]["toxic_prompts"] for judge in prove_prefer.JUDGES}
-        mine, quality = shares["witness"], model.quality
-        opposes, cut = quality.counter_narrative_fraction, quality.truncated_fraction
         cells = [
             "no training: PT" if name == "PT" else VARIANTS[name][0],
-            f"{percent(mine.toxic_fraction)} ({interval_of_shares(mine.toxic_fraction_ci95)})",
-            percent(shares["lexical2"].toxic_fraction),
-            percent(shares["starter"].toxic_fraction),
-            number(quality.perplexity, ".1f"),
-            number(quality.prompt_similarity, ".2f"),
-            "" if opposes is None else percent(opposes),
-            "" if cut is None else percent(1 - cut),
+            *prove_prefer.figures(OUT / "measure" / name),
             last_weight(name),
         ]
         yield f"| {' | '.join(cells)} |"
