@@ -1,10 +1,10 @@
-"""What should similarity to the prompt earn in RL? The same RLOO with several answers. ``make prove-similarity``.
+"""What should similarity to the prompt earn in RL? The same training with several answers. ``make prove-similarity``.
 
     python benchmarks/prove_similarity.py            goes on where it was stopped
     python benchmarks/prove_similarity.py --page     only writes the table of finished runs into docs/results.md
 
-SmolLM2 learns on the toxic prompts of RealToxicityPrompts' training half ($REWARDLM_DATA) by ``starter``, in 30 steps
-of 32 answers. Each model then answers 240 toxic prompts of the other half, those of ``make prove-prefer``; ``witness``
+SmolLM2 learns on the toxic prompts of RealToxicityPrompts' training half ($REWARDLM_DATA) by ``starter``, in the
+default 30 steps of 32 answers. Each model then answers 240 toxic prompts of the other half, those of ``make prove-prefer``; ``witness``
 and ``lexical2`` took no part in training. A quarter of an hour of one core for each.
 """
 
@@ -14,7 +14,7 @@ import argparse
 from collections.abc import Iterator
 from pathlib import Path
 from statistics import fmean
-from typing import Any
+from typing import Any, NamedTuple
 
 import prove_prefer
 from page import write_between
@@ -23,14 +23,27 @@ import rewardlm as rl
 from rewardlm.formats import number
 
 OUT = Path("runs/prove-similarity")
-ENOUGH = {"similarity_enough": 0.3}
-# By folder: its name in the table, the terms that differ from the defaults, and how similarity is kept.
-VARIANTS: dict[str, tuple[str, dict[str, float], dict[str, float]]] = {
-    "10": ("10, the default", {}, {}),
-    "5-enough": ("5, up to a similarity of 0.3", {"similarity": 5, **ENOUGH}, {}),
-    "8-enough": ("8, up to 0.3", {"similarity": 8, **ENOUGH}, {}),
-    "target": ("from 8, up to 0.3, adapted to 0.25", {"similarity": 8, **ENOUGH}, {"target": 0.25}),
-    "target-fast": ("the same at a rate of 1", {"similarity": 8, **ENOUGH}, {"target": 0.25, "rate": 1.0}),
+
+
+class Variant(NamedTuple):
+    """A training: what similarity earns in words, the algorithm, and the settings of both that aren't defaults."""
+
+    earns: str
+    algorithm: str
+    terms: dict[str, float] = {}
+    similarity: dict[str, float] = {}
+
+
+# By folder.
+VARIANTS = {
+    "10": Variant("10, without a limit", "rloo", {"similarity": 10, "similarity_enough": 1}),
+    "5-enough": Variant("5, up to a similarity of 0.3", "rloo", {"similarity": 5}),
+    "8-enough": Variant("**8, up to 0.3: the default**", "rloo"),
+    "target": Variant("from 8, up to 0.3, adapted to 0.25", "rloo", similarity={"target": 0.25}),
+    "target-fast": Variant("the same at a rate of 1", "rloo", similarity={"target": 0.25, "rate": 1.0}),
+    "grpo": Variant("**8, up to 0.3: the default**", "grpo"),
+    "ppo": Variant("**8, up to 0.3: the default**", "ppo"),
+    "ppo-target": Variant("from 8, up to 0.3, adapted to 0.25", "ppo", similarity={"target": 0.25}),
 }
 
 
@@ -53,9 +66,9 @@ def run_all() -> None:
         "samples": 1, "max_new_tokens": 48, "generation": prove_prefer.SAMPLING,
     }  # fmt: skip
     rl.measure(prove_prefer.MODEL, out=OUT / "measure/PT", label="PT", **how)
-    for name, (_, terms, similarity) in VARIANTS.items():
+    for name, (_, algorithm, terms, similarity) in VARIANTS.items():
         rl.rlaf(
-            prove_prefer.MODEL, prompts=learn, part="train", reward=prove_prefer.TEACHER, algorithm="rloo", steps=30,
+            prove_prefer.MODEL, prompts=learn, part="train", reward=prove_prefer.TEACHER, algorithm=algorithm,
             max_new_tokens=48, witness="none", rewards={"terms": terms}, similarity=similarity, out=OUT / name,
         )  # fmt: skip
         rl.measure(prove_prefer.MODEL, adapter=OUT / name, out=OUT / "measure" / name, label=name, **how)
@@ -64,15 +77,15 @@ def run_all() -> None:
 def table() -> Iterator[str]:
     """A row a model: the toxic shares of its answers, and what they cost."""
     yield (
-        "| similarity earns | toxic by `witness` (95 %) | by `lexical2` | by `starter`, the reward | perplexity | "
-        "similarity | opposes hate | ended | weight in the last five steps |"
+        "| algorithm | similarity earns | toxic by `witness` (95 %) | by `lexical2` | by `starter`, the reward | "
+        "perplexity | similarity | opposes hate | ended | weight in the last five steps |"
     )
-    yield f"|{'---|' * 9}"
+    yield f"|{'---|' * 10}"
     for name in ("PT", *VARIANTS):
         if not (OUT / "measure" / name / "run.json").exists():
             continue
         cells = [
-            "no training: PT" if name == "PT" else VARIANTS[name][0],
+            *(("none: PT", "") if name == "PT" else (VARIANTS[name].algorithm.upper(), VARIANTS[name].earns)),
             *prove_prefer.figures(OUT / "measure" / name),
             last_weight(name),
         ]
@@ -81,7 +94,7 @@ def table() -> Iterator[str]:
 
 def last_weight(name: str) -> str:
     """What similarity earned at the end, where that was adapted."""
-    if name == "PT" or not VARIANTS[name][2]:
+    if name == "PT" or not VARIANTS[name].similarity:
         return ""
     weights = [line["similarity_weight"] for line in rl.Run.open(OUT / name).read("metrics")]
     return number(fmean(weights[-5:]), ".1f")

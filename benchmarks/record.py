@@ -117,13 +117,13 @@ TRAININGS: dict[str, tuple[tuple[str, ...], str | None, str | None, float]] = {
     "FT": (_FINETUNE, None, None, 12),
     "DPO": (_PREFER, None, None, 22),
     "DPO twice": ((*_PREFER, "--config", "examples/prefer-again.yaml"), "DPO", None, 20),
-    "PPO": (("rlaf", *_ASKS), None, None, 30),
+    "PPO": (("rlaf", *_ASKS), None, None, 15),
     "PPO after FT": (("rlaf", *_ASKS, "--steps", "10"), "FT", None, 6),
     "DPO after FT": (_PREFER, "FT", None, 22),
     "RAFT": ((*_PREFER, "--method", "raft"), None, "DPO", 6),
     "KTO": ((*_PREFER, "--method", "kto"), None, "DPO", 8),
-    "GRPO": (("rlaf", *_ASKS, "--algorithm", "grpo"), None, None, 30),
-    "RLOO": (("rlaf", *_ASKS, "--algorithm", "rloo"), None, None, 30),
+    "GRPO": (("rlaf", *_ASKS, "--algorithm", "grpo"), None, None, 15),
+    "RLOO": (("rlaf", *_ASKS, "--algorithm", "rloo"), None, None, 15),
 }
 STEERINGS: dict[str, tuple[tuple[str, ...], float]] = {
     "system": ((), 1),

@@ -16,6 +16,7 @@ from rewardlm.config import (
     ImportSettings,
     InterpretSettings,
     MeasureSettings,
+    PreferSettings,
     RlafSettings,
     ScoreSettings,
     Section,
@@ -193,23 +194,6 @@ def test_values_are_not_clipped_unless_a_distance_is_given() -> None:
     assert "value_clip_range" in refused(RlafSettings, "value_clip_range=0")
 
 
-@pytest.mark.parametrize(
-    ("given", "rate"),
-    [
-        ([], 1e-3),
-        (["ppo_epochs=1"], 1e-3),
-        (["minibatches=1", "ppo_epochs=1"], 1e-3),
-        (["ppo_epochs=2"], 4e-4),
-        (["minibatches=4"], 4e-4),
-        (["learning_rate=0.01"], 0.01),
-    ],
-)
-def test_whole_answers_learn_faster_where_a_step_has_one_update(given: list[str], rate: float) -> None:
-    """Also where a default is named."""
-    chosen = build(RlafSettings, flags={"model": "tiny", "algorithm": "rloo"}, overrides=given)
-    assert chosen.learning_rate == rate
-
-
 def test_what_may_stop_a_run_is_a_name_or_a_list_of_them() -> None:
     for override in ("stop_on=entropy_collapse", "stop_on=[entropy_collapse]"):
         assert build(RlafSettings, flags={"model": "tiny"}, overrides=[override]).stop_on == ["entropy_collapse"]
@@ -245,6 +229,8 @@ def test_columns_of_an_import_by_every_way(tmp_path: Path) -> None:
         (["similarity.target=0.2", "rewards.terms.similarity=0"], "begin with a weight over 0"),
         (["similarity.target=0.2", "reward=my:judge"], "begin with a weight over 0"),
         (["similarity.target=1"], "similarity.target"),
+        (["similarity.target=0.3"], "raise that above the target"),
+        (["similarity.target=0.5", "rewards.terms.similarity_enough=0.4"], "above 0.4"),
         (["rewards.probe.toxic=[a]"], "rewards.probe.benign"),
         (["kl.penalty=k2"], "kl.penalty"),
         (["value_coef=0.5"], "unknown setting 'value_coef'"),
@@ -294,16 +280,16 @@ def test_what_an_algorithm_brings_unless_told_otherwise(overrides, critic, weigh
 @pytest.mark.parametrize(
     ("settings", "expected"),
     [
-        ({}, (1, 4, 4e-4)),
-        ({"algorithm": "grpo"}, (1, 4, 4e-4)),
-        ({"batch_size": 1}, (1, 1, 4e-4)),
-        ({"batch_size": 3}, (1, 3, 4e-4)),
-        ({"batch_size": 5}, (1, 4, 4e-4)),
-        ({"batch_size": 2, "minibatches": 1}, (1, 1, 4e-4)),
+        ({}, (1, 4, 1e-3)),
+        ({"algorithm": "grpo"}, (1, 4, 1e-3)),
+        ({"batch_size": 1}, (1, 1, 1e-3)),
+        ({"batch_size": 3}, (1, 3, 1e-3)),
+        ({"batch_size": 5}, (1, 4, 1e-3)),
+        ({"batch_size": 2, "minibatches": 1}, (1, 1, 1e-3)),
         ({"algorithm": "rloo"}, (1, 1, 1e-3)),
-        ({"algorithm": "rloo", "ratio": "token"}, (1, 4, 4e-4)),
+        ({"algorithm": "rloo", "ratio": "token"}, (1, 4, 1e-3)),
         ({"algorithm": "my:estimator", "ratio": "answer"}, (1, 1, 1e-3)),
-        ({"algorithm": "rloo", "minibatches": 4}, (1, 4, 4e-4)),
+        ({"algorithm": "rloo", "minibatches": 4}, (1, 4, 1e-3)),
         ({"algorithm": "rloo", "learning_rate": 1e-5}, (1, 1, 1e-5)),
     ],
 )
@@ -318,17 +304,17 @@ def test_whole_answers_get_one_update_unless_more_are_asked_for(settings, expect
 @pytest.mark.parametrize(
     ("given", "expected"),
     [
-        ({}, ("logit", 2.0, 10.0, 2.0, 0.4)),
-        ({"reward": ["starter", "mine:f"]}, ("logit", 2.0, 10.0, 2.0, 0.4)),
-        ({"algorithm": "grpo"}, ("logit", 2.0, 10.0, 2.0, 0.2)),
+        ({}, ("logit", 2.0, 8.0, 2.0, 0.2)),
+        ({"reward": ["starter", "mine:f"]}, ("logit", 2.0, 8.0, 2.0, 0.2)),
+        ({"algorithm": "grpo"}, ("logit", 2.0, 8.0, 2.0, 0.2)),
         # What a function of the user's is about nobody knows; its values needn't be probabilities.
         ({"reward": ["mine:f", "mine:g"]}, ("probability", 0.0, 0.0, 0.0, 0.05)),
         ({"reward": ["mine:f"], "rewards": {"terms": {"similarity": 1}}}, ("probability", 0.0, 1.0, 0.0, 0.05)),
-        ({"reward": ["mine:f"], "rewards": {"transform": "logit"}}, ("logit", 0.0, 0.0, 0.0, 0.4)),
-        ({"rewards": {"terms": {"similarity": 0}}}, ("logit", 2.0, 0.0, 2.0, 0.4)),
-        ({"rewards": {"terms": {"refusal": 0}}}, ("logit", 0.0, 10.0, 2.0, 0.4)),
-        ({"rewards": {"transform": "probability"}}, ("probability", 2.0, 10.0, 2.0, 0.05)),
-        ({"kl": {"coef": 0.0}}, ("logit", 2.0, 10.0, 2.0, 0.0)),
+        ({"reward": ["mine:f"], "rewards": {"transform": "logit"}}, ("logit", 0.0, 0.0, 0.0, 0.2)),
+        ({"rewards": {"terms": {"similarity": 0}}}, ("logit", 2.0, 0.0, 2.0, 0.2)),
+        ({"rewards": {"terms": {"refusal": 0}}}, ("logit", 0.0, 8.0, 2.0, 0.2)),
+        ({"rewards": {"transform": "probability"}}, ("probability", 2.0, 8.0, 2.0, 0.05)),
+        ({"kl": {"coef": 0.0}}, ("logit", 2.0, 8.0, 2.0, 0.0)),
     ],
 )
 def test_what_is_paid_besides_harmlessness_by_who_judges(given, expected) -> None:
@@ -340,6 +326,23 @@ def test_what_is_paid_besides_harmlessness_by_who_judges(given, expected) -> Non
     assert recorded.resolved() == recorded
     assert recorded.rewards == paid
     assert recorded.kl == kl
+
+
+@pytest.mark.parametrize(
+    ("kind", "given", "enough"),
+    [
+        (RlafSettings, {}, 0.3),
+        (RlafSettings, {"rewards": {"terms": {"similarity": 10, "similarity_enough": 1}}}, 1.0),
+        (RlafSettings, {"reward": ["mine:f"], "rewards": {"terms": {"similarity": 1}}}, 1.0),
+        (RlafSettings, {"reward": ["mine:f"], "rewards": {"terms": {"similarity_enough": 0.2}}}, 0.2),
+        (PreferSettings, {}, 1.0),
+        (PreferSettings, {"rewards": {"terms": {"similarity_enough": 0.5}}}, 0.5),
+    ],
+)
+def test_above_what_similarity_no_more_is_paid(kind, given, enough) -> None:
+    found = kind(model="tiny", **given).resolved()
+    assert found.rewards.terms.similarity_enough == enough
+    assert kind(**found.model_dump()).resolved() == found
 
 
 def test_an_experiments_fine_tuning_learns_own_answers_unless_the_model_is_divided() -> None:

@@ -155,7 +155,7 @@ def kill_after(step: int, process: Forked, out: Path) -> None:
     [
         (
             "controlled",
-            ["--kl-target", "0.5", "rewards.terms.similarity=2", "similarity.target=0.3"],
+            ["--kl-target", "0.5", "rewards.terms.similarity=2", "similarity.target=0.25"],
             range(1, STEPS),
         ),
         # Before the reference moves for the first time (at step 2), between two moves, and after the last.

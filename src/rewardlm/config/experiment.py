@@ -87,7 +87,7 @@ class StageRlaf(RlafSettings):
         "describes a fresh one.",
     )
     steps: Annotated[int, Flag(), Depends()] = Field(
-        60, ge=1, description="Steps of a rollout and its update; 10 after fine-tuning, which does most of the work."
+        30, ge=1, description="Steps of a rollout and its update; 10 after fine-tuning, which does most of the work."
     )
 
 

@@ -77,6 +77,7 @@ class PreferSettings(RewardedSettings):
 
     # Pairs compare whole answers, so the reward is what a reader would say of each: is it toxic or not?
     usual_terms: ClassVar[dict[str, float]] = {"refusal": 0.5, "similarity": 1.0, "counter_narrative": 0.5}
+    usual_similarity_enough: ClassVar[float] = 1.0
     usual_transform: ClassVar[Literal["probability", "logit"]] = "probability"
 
     method: Annotated[Literal["dpo", "kto", "raft"], Flag()] = Field(

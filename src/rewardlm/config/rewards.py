@@ -64,14 +64,15 @@ class TermSettings(Section):
     similarity: float | None = Field(
         None,
         ge=0,
-        description="Weight of the cosine similarity of prompt and answer. By default 10 for rlaf and 1 for "
-        "prefer, or 0 if all judges are functions of your own.",
+        description="Weight of the cosine similarity of prompt and answer. By default 8 for rlaf and 1 for prefer, or "
+        "0 if all judges are functions of your own.",
     )
     similarity_enough: float | None = Field(
         None,
         gt=0,
         le=1,
-        description="Similarity above which more of it earns nothing; by default there is no such limit.",
+        description="Similarity above which more of it earns nothing; 1 is no limit. By default 0.3 for rlaf, and 1 for "
+        "prefer or if all judges are functions of your own.",
     )
     counter_narrative: float | None = Field(
         None,
@@ -156,7 +157,9 @@ class RewardedSettings(TrainingSettings):
     """What a training takes that learns from its own answers and what judges say of them."""
 
     # What a reward is made of unless the user says otherwise.
-    usual_terms: ClassVar[dict[str, float]] = {"refusal": 2.0, "similarity": 10.0, "counter_narrative": 2.0}
+    usual_terms: ClassVar[dict[str, float]] = {"refusal": 2.0, "similarity": 8.0, "counter_narrative": 2.0}
+    # An answer that repeats a hateful prompt is the nearest to it, so more than the subject needs isn't paid for.
+    usual_similarity_enough: ClassVar[float] = 0.3
     usual_transform: ClassVar[Literal["probability", "logit"]] = "logit"
 
     prompts: Annotated[str, Flag()] = Field(
@@ -217,6 +220,8 @@ class RewardedSettings(TrainingSettings):
         given = {name: getattr(terms, name) for name in usual}
         paid = {name: (0.0 if own else usual[name]) if weight is None else weight for name, weight in given.items()}
         transform = self.rewards.transform or ("probability" if own else self.usual_transform)
+        usual_enough = 1.0 if own else self.usual_similarity_enough
+        paid["similarity_enough"] = usual_enough if terms.similarity_enough is None else terms.similarity_enough
         return self.rewards.model_copy(update={"transform": transform, "terms": terms.model_copy(update=paid)})
 
     @property

@@ -30,8 +30,8 @@ class KlSettings(Section):
     coef: Annotated[float | None, Flag()] = Field(
         None,
         ge=0,
-        description="Weight of the KL to the reference. By default 0.4 for ppo and 0.2 for the other algorithms, or "
-        "0.05 if rewards are probabilities (rewards.transform), which are smaller than logits.",
+        description="Weight of the KL to the reference. By default 0.2, or 0.05 if rewards are probabilities "
+        "(rewards.transform), which are smaller than logits.",
     )
     target: Annotated[float | None, Flag()] = Field(
         None,
@@ -157,7 +157,7 @@ class RlafSettings(RewardedSettings):
         description="Whether PPO's ratio is a token's, a whole answer's (the product of its tokens'), or the geometric "
         "mean of its tokens' (sequence, as in GSPO; Zheng et al. 2025); by default answer for rloo, else token.",
     )
-    steps: Annotated[int, Flag()] = Field(60, ge=1, description="Steps of a rollout and its update.")
+    steps: Annotated[int, Flag()] = Field(30, ge=1, description="Steps of a rollout and its update.")
     batch_size: Annotated[int, Flag()] = Field(32, ge=1, description="Answers per step.")
     samples: Annotated[int | None, Flag()] = Field(
         None, ge=1, description="Answers per prompt; by default 1 for ppo, else 4."
@@ -168,11 +168,7 @@ class RlafSettings(RewardedSettings):
         ge=1,
         description="Optimizer steps per pass; at most batch_size, and 1 if the ratio is an answer's (rloo).",
     )
-    learning_rate: Annotated[float, Flag(), Depends()] = Field(
-        4e-4,
-        gt=0,
-        description="The policy's; 0.001 if the ratio is an answer's and a step has one update (rloo).",
-    )
+    learning_rate: Annotated[float, Flag()] = Field(1e-3, gt=0, description="The policy's.")
     value_learning_rate: float = Field(1e-3, gt=0, description="Learning rate of the critic, with its adapter.")
     schedule: ScheduleSettings = Field(ScheduleSettings(), description="How the learning rates change.")
     clip_range: float = Field(
@@ -240,9 +236,7 @@ class RlafSettings(RewardedSettings):
             # No more minibatches than answers. Values from a command line are texts.
             size, usual = str(given.get("batch_size", "")), cls.model_fields["minibatches"].default
             return {"minibatches": max(1, min(int(size), usual)), **given} if size.isdigit() else given
-        given = {"minibatches": 1, **given}
-        one_update = str(given.get("ppo_epochs", 1)) == str(given["minibatches"]) == "1"
-        return {"learning_rate": 1e-3, **given} if one_update else given
+        return {"minibatches": 1, **given}
 
     @property
     def samples_per_prompt(self) -> int:
@@ -297,11 +291,15 @@ class RlafSettings(RewardedSettings):
     @property
     def kl_settings(self) -> KlSettings:
         """``kl``, with what it leaves to the algorithm and the reward filled in."""
-        # With these they were measured (docs/results.md, docs/results-older.md).
-        measured = 0.4 if self.algorithm == "ppo" else 0.2
-        usual = measured if self.reward_settings.transform == "logit" else 0.05
+        usual = 0.2 if self.reward_settings.transform == "logit" else 0.05
         coef = usual if self.kl.coef is None else self.kl.coef
         return self.kl.model_copy(update={"penalty": self.kl_penalty, "coef": coef})
+
+    @property
+    def enough(self) -> float:
+        """The similarity above which more of it earns nothing; 1 is no limit."""
+        limit = self.reward_settings.terms.similarity_enough
+        return 1.0 if limit is None else limit
 
     @property
     def token_weights(self) -> str:
@@ -391,6 +389,11 @@ class RlafSettings(RewardedSettings):
         if self.similarity.target is not None and not self.reward_settings.terms.similarity:
             raise ValueError(
                 "similarity.target adapts rewards.terms.similarity, which is 0 here: begin with a weight over 0"
+            )
+        if self.similarity.target is not None and self.similarity.target >= self.enough:
+            raise ValueError(
+                f"similarity.target is {self.similarity.target}, but similarity above {self.enough:g} "
+                "(rewards.terms.similarity_enough) earns nothing: raise that above the target"
             )
         if self.generation.temperature == 0:
             raise ValueError("generation.temperature is 0, but RL learns from answers that vary: set it above 0")
