@@ -3,18 +3,19 @@
     python benchmarks/prove_similarity.py            goes on where it was stopped
     python benchmarks/prove_similarity.py --page     only writes the table of finished runs into docs/results.md
 
-SmolLM2 learns on the toxic prompts of RealToxicityPrompts' training half ($REWARDLM_DATA) by ``starter``, in the
-default 30 steps of 32 answers. Each model then answers 240 toxic prompts of the other half, those of ``make prove-prefer``; ``witness``
-and ``lexical2`` took no part in training. A quarter of an hour of one core for each.
+SmolLM2 learns on the toxic prompts of RealToxicityPrompts' training half ($REWARDLM_DATA) by ``starter``, in the 30
+steps of 32 answers that are the default. Each model then answers 240 toxic prompts of the other half, those of ``make
+prove-prefer``; ``witness`` and ``lexical2`` took no part in training. A quarter of an hour of one core for each.
 """
 
 from __future__ import annotations
 
 import argparse
 from collections.abc import Iterator
+from dataclasses import dataclass, field
 from pathlib import Path
 from statistics import fmean
-from typing import Any, NamedTuple
+from typing import Any
 
 import prove_prefer
 from page import write_between
@@ -25,13 +26,14 @@ from rewardlm.formats import number
 OUT = Path("runs/prove-similarity")
 
 
-class Variant(NamedTuple):
+@dataclass(frozen=True)
+class Variant:
     """A training: what similarity earns in words, the algorithm, and the settings of both that aren't defaults."""
 
     earns: str
     algorithm: str
-    terms: dict[str, float] = {}
-    similarity: dict[str, float] = {}
+    terms: dict[str, float] = field(default_factory=dict)
+    similarity: dict[str, float] = field(default_factory=dict)
 
 
 # By folder.
@@ -66,10 +68,11 @@ def run_all() -> None:
         "samples": 1, "max_new_tokens": 48, "generation": prove_prefer.SAMPLING,
     }  # fmt: skip
     rl.measure(prove_prefer.MODEL, out=OUT / "measure/PT", label="PT", **how)
-    for name, (_, algorithm, terms, similarity) in VARIANTS.items():
+    for name, variant in VARIANTS.items():
         rl.rlaf(
-            prove_prefer.MODEL, prompts=learn, part="train", reward=prove_prefer.TEACHER, algorithm=algorithm,
-            max_new_tokens=48, witness="none", rewards={"terms": terms}, similarity=similarity, out=OUT / name,
+            prove_prefer.MODEL, prompts=learn, part="train", reward=prove_prefer.TEACHER, max_new_tokens=48,
+            witness="none", algorithm=variant.algorithm, rewards={"terms": variant.terms},
+            similarity=variant.similarity, out=OUT / name,
         )  # fmt: skip
         rl.measure(prove_prefer.MODEL, adapter=OUT / name, out=OUT / "measure" / name, label=name, **how)
 

@@ -71,8 +71,8 @@ class TermSettings(Section):
         None,
         gt=0,
         le=1,
-        description="Similarity above which more of it earns nothing; 1 is no limit. By default 0.3 for rlaf, and 1 for "
-        "prefer or if all judges are functions of your own.",
+        description="Similarity above which more of it earns nothing; 1 is no limit. By default 0.3 for rlaf, and 1 "
+        "for prefer or if all judges are functions of your own.",
     )
     counter_narrative: float | None = Field(
         None,
