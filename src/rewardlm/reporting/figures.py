@@ -93,7 +93,7 @@ CURVES: tuple[tuple[str, tuple[str, ...], str], ...] = (
         ("capped_fraction",),
         "Share of ratios over the cap of CISPO’s loss, which weigh no more than it.",
     ),
-    ("KL coefficient", ("kl_coef",), "The price of a unit of KL, adapted towards its target."),
+    ("KL coefficient", ("kl_coef",), "The price of a unit of KL: fixed, or adapted until the KL is what kl.target says."),
     (
         "Weight of similarity",
         ("similarity_weight",),
