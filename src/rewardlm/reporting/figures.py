@@ -93,7 +93,7 @@ CURVES: tuple[tuple[str, tuple[str, ...], str], ...] = (
         ("capped_fraction",),
         "Share of ratios over the cap of CISPO’s loss, which weigh no more than it.",
     ),
-    ("KL coefficient", ("kl_coef",), "The price of a unit of KL: fixed, or adapted until the KL is what kl.target says."),
+    ("KL coefficient", ("kl_coef",), "The price of a unit of KL: fixed, or adapted until the KL is kl.target."),
     (
         "Weight of similarity",
         ("similarity_weight",),
