@@ -296,12 +296,6 @@ class RlafSettings(RewardedSettings):
         return self.kl.model_copy(update={"penalty": self.kl_penalty, "coef": coef})
 
     @property
-    def enough(self) -> float:
-        """The similarity above which more of it earns nothing; 1 is no limit."""
-        limit = self.reward_settings.terms.similarity_enough
-        return 1.0 if limit is None else limit
-
-    @property
     def token_weights(self) -> str:
         """The ``loss_type`` that is used, by the name that training.objectives.answer_weights knows."""
         if self.ratio_of == "answer":
@@ -390,9 +384,10 @@ class RlafSettings(RewardedSettings):
             raise ValueError(
                 "similarity.target adapts rewards.terms.similarity, which is 0 here: begin with a weight over 0"
             )
-        if self.similarity.target is not None and self.similarity.target >= self.enough:
+        target, enough = self.similarity.target, self.reward_settings.terms.similarity_enough
+        if target is not None and enough is not None and target >= enough:
             raise ValueError(
-                f"similarity.target is {self.similarity.target}, but similarity above {self.enough:g} "
+                f"similarity.target is {target}, but similarity above {enough:g} "
                 "(rewards.terms.similarity_enough) earns nothing: raise that above the target"
             )
         if self.generation.temperature == 0:
