@@ -26,8 +26,8 @@ from rewardlm.training.rlaf import train
 from rewardlm.types import Message
 
 pytestmark = pytest.mark.slow
-# Minutes of the same for other settings.
-MORE = pytest.mark.skipif("REWARDLM_PROVE" not in os.environ, reason="more settings of the same: make prove-policy")
+# Trainings of a quarter of an hour, all in all. `make test` has one of them.
+MORE = pytest.mark.skipif("REWARDLM_PROVE" not in os.environ, reason="takes minutes: make prove-policy")
 
 BETA = 0.25
 BANDIT_BETA = 0.2
@@ -155,27 +155,23 @@ def chosen_settings(model: Path, algorithm: str, **changes) -> RlafSettings:
     )
 
 
+@MORE
 @pytest.mark.parametrize(
     ("algorithm", "changes"),
     [
         ("ppo", {}),
-        pytest.param("ppo", {"critic": "own", "learning_rate": 5e-3, "steps": 220}, marks=MORE),
+        ("ppo", {"critic": "own", "learning_rate": 5e-3, "steps": 220}),
         ("grpo", {"samples": 16, "learning_rate": 5e-3, "steps": 200, "kl": {"coef": 2.0}}),
-        pytest.param("dr_grpo", {"samples": 16}, marks=MORE),
-        pytest.param("rloo", {"samples": 16}, marks=MORE),
-        pytest.param("dr_grpo", {"samples": 16, "loss": "cispo"}, marks=MORE),
-        pytest.param(
+        ("dr_grpo", {"samples": 16}),
+        ("rloo", {"samples": 16}),
+        ("dr_grpo", {"samples": 16, "loss": "cispo"}),
+        (
             "dr_grpo",
             {"samples": 16, "ratio": "sequence", "loss_type": "dr_grpo", "learning_rate": 5e-3, "steps": 220},
-            marks=MORE,
         ),
-        pytest.param("dr_grpo", {"samples": 16, "schedule": {"kind": "cosine", "warmup_steps": 5}}, marks=MORE),
-        pytest.param("dr_grpo", {"samples": 16, "kl": {"penalty": "k1", "coef": BETA}}, marks=MORE),
-        pytest.param(
-            "dr_grpo",
-            {"samples": 16, "learning_rate": 5e-3, "steps": 200, "kl": {"penalty": "full", "coef": BETA}},
-            marks=MORE,
-        ),
+        ("dr_grpo", {"samples": 16, "schedule": {"kind": "cosine", "warmup_steps": 5}}),
+        ("dr_grpo", {"samples": 16, "kl": {"penalty": "k1", "coef": BETA}}),
+        ("dr_grpo", {"samples": 16, "learning_rate": 5e-3, "steps": 200, "kl": {"penalty": "full", "coef": BETA}}),
     ],
     ids=lambda value: value if isinstance(value, str) else "-".join(map(str, value)) or "default",
 )

@@ -130,7 +130,7 @@ def folder(tmp_path_factory) -> Path:
     ("name", "starter", "more"),
     [
         ("ppo", "accelerate", []),
-        ("grpo", "torchrun", []),
+        ("grpo", "two", []),
         ("rloo", "two", []),
         ("ppo", "two", ["shard=true", "micro_batch_tokens=64"]),
         ("grpo", "two", ["shard=true", "micro_batch_tokens=200"]),

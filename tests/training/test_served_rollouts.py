@@ -129,8 +129,11 @@ def test_the_server_draws_from_the_policy_as_it_is_and_its_weights_are_one(serve
 
 
 @pytest.mark.slow
-def test_answers_of_an_older_adapter_are_weighted_by_the_policys_own_probabilities(server, tmp_path, monkeypatch):
-    """π/μ of each token, against plain passes of both adapters."""
+@pytest.mark.parametrize("algorithm", ["grpo", "rloo"])
+def test_answers_of_an_older_adapter_are_weighted_by_the_policys_own_probabilities(
+    server, tmp_path, monkeypatch, algorithm
+):
+    """π/μ of each token, and of each answer where the ratio is an answer's, against plain passes of both adapters."""
     seen, update = [], rlaf.update
     names: list[int] = []
 
@@ -145,7 +148,9 @@ def test_answers_of_an_older_adapter_are_weighted_by_the_policys_own_probabiliti
         return update(learner, chosen, batch, *more)
 
     monkeypatch.setattr(rlaf, "update", noted)
-    run = train(settings(server, rollout={"sync_every": 3}, importance_cap=1.5), tmp_path / "run")
+    run = train(
+        settings(server, algorithm=algorithm, rollout={"sync_every": 3}, importance_cap=1.5), tmp_path / "run"
+    )
     lines = metrics(run)
     assert names == [1, 1, 1, 2]
     assert [line["sampling_gap"] > 1e-3 for line in lines] == [False, True, True, False]
@@ -163,8 +168,9 @@ def test_answers_of_an_older_adapter_are_weighted_by_the_policys_own_probabiliti
 
     own, older = under(adapter), under(seen[0][1])
     for row, response in enumerate(rollouts.responses):
-        for t in range(len(response)):
-            wanted = min(1.5, math.exp(float(own[row, t] - older[row, t])))
+        gaps = (own[row, : len(response)] - older[row, : len(response)]).tolist()
+        for t, gap in enumerate(gaps):
+            wanted = min(1.5, math.exp(sum(gaps) if algorithm == "rloo" else gap))
             assert float(batch.importance[row, t]) == pytest.approx(wanted, rel=1e-3)
     assert float(batch.importance[mask].max()) == pytest.approx(1.5)
     assert float(batch.importance[mask].min()) < 0.9

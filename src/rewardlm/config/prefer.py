@@ -140,7 +140,7 @@ class PreferSettings(RewardedSettings):
         1024, ge=16, description="Of your own preferences: longest prompt and answer together, in tokens."
     )
     max_grad_norm: float = Field(1.0, gt=0, description="Norm to which gradients are clipped.")
-    checkpoint_every: int = Field(25, ge=1, description="Optimizer steps between two checkpoints.")
+    checkpoint_every: int = Field(5, ge=1, description="Optimizer steps between two checkpoints.")
     samples_every: int = Field(
         32, ge=1, description="Prompts between two records of their answers in samples.jsonl, for view and watch."
     )
