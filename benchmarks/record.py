@@ -373,6 +373,8 @@ def write_page(scale: Scale) -> None:
     """Write the tables into docs/results.md, and the report with the frontier beside the runs."""
     names = ["PT", *TRAININGS, *(f"{label} {seed}" for label in TRAININGS for seed in range(1, scale.seeds))]
     models = [name for name in names if Job(OUT / "measure" / name, (), 0).done]
+    if "PT" not in models:  # what all others are compared with
+        models = []
     methods = [name for name in STEERINGS if Job(OUT / "measure" / name, (), 0).done]
     for mark, rows in (
         ("record", [*main_table(models), "", *steering_table(methods)]),

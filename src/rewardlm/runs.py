@@ -259,6 +259,7 @@ class RunRecord(TypedDict, total=False):
     rows: int
     notes: list[str]
     # For a training.
+    term_judges: dict[str, str]  # the revision of what judges a term of the reward, by the term's name
     steps: int
     stopped: str | None  # why it ended early
     first_loss: float | None

@@ -379,6 +379,9 @@ def test_answers_of_another_run_are_used_again(letters, monkeypatch):
     assert metrics(watched)[0]["toxicity_by_witness"]["prefer_judge:strict"] == 0.9
     with pytest.raises(RunError, match=r"drawn or judged otherwise \(max_new_tokens\)"):
         prefer(settings(answers=first.path, max_new_tokens=3), letters / "third")
+    (first.path / "answers.jsonl").unlink()
+    with pytest.raises(RunError, match="has no answers yet"):
+        prefer(settings(answers=first.path), letters / "fourth")
 
 
 def test_a_round_asks_other_prompts_and_stops_when_it_has_enough(letters, monkeypatch):
@@ -441,9 +444,26 @@ def test_what_it_must_not_go_on_with(letters):
     )
     with pytest.raises(RunError, match="other settings"):
         prefer(settings(beta=0.7), letters / "run")
+    meta = json.loads((letters / "run" / "run.json").read_text())
+    (letters / "run" / "run.json").write_text(json.dumps({**meta, "term_judges": {"counter_narrative": "other"}}))
+    with pytest.raises(RunError, match="another revision of what judges its terms"):
+        prefer(settings(), letters / "run")
+    (letters / "run" / "run.json").write_text(json.dumps(meta))
     (letters / "prompts.txt").write_text("?a\n?b\n")
     with pytest.raises(RunError, match="other prompts"):
         prefer(settings(), letters / "run")
+
+
+def test_a_run_from_before_a_setting_existed_goes_on(letters):
+    run = prefer(settings(pairs={"margin": 0.05, "max_toxicity": 0.5}), letters / "run")
+    meta = json.loads((run.path / "run.json").read_text())
+    del meta["settings"]["rewards"]["terms"]["similarity_enough"], meta["settings"]["pairs"]["max_toxicity"]
+    del meta["settings"]["retain"], meta["term_judges"]
+    (run.path / "run.json").write_text(json.dumps({**meta, "status": "stopped"}))
+    again = prefer(settings(pairs={"margin": 0.05, "max_toxicity": 0.5}), run.path)
+    assert again.finished
+    with pytest.raises(RunError, match=r"max_toxicity was 0\.5, now 1\.0"):
+        prefer(settings(), run.path)
 
 
 # Limits ---------------------------------------------------------------------------------------------------------------
@@ -451,9 +471,22 @@ def test_what_it_must_not_go_on_with(letters):
 
 def test_nothing_to_learn_says_what_to_do(letters):
     with pytest.raises(DataError, match="with no answer to choose") as caught:
-        prefer(settings(reward=["prefer_judge:strict"]), letters / "run")
+        prefer(settings(reward=["prefer_judge:strict"], pairs={"max_toxicity": 0.5}), letters / "run")
+    assert "pairs.max_toxicity" in str(caught.value)
     assert "--max-new-tokens" in str(caught.value)
     assert Run.open(letters / "run").meta["status"] == "stopped"
+
+
+def test_a_function_of_ones_own_has_its_own_scale(letters):
+    """What it says may be above one half, or no probability at all; by judges of toxicity, that is never chosen."""
+    (letters / "prefer_scale.py").write_text(
+        "import prefer_judge\ndef high(texts):\n    return [0.6 + value for value in prefer_judge.taste(texts)]\n"
+    )
+    run = prefer(settings(reward=["prefer_scale:high"]), letters / "run")
+    assert run.meta["settings"]["pairs"]["max_toxicity"] == 1
+    assert all(line["rewards"][1] < line["rewards"][0] < 0.4 for line in run.read("preferences"))
+    assert settings(reward=["lexical"]).resolved().pairs.max_toxicity == 0.5
+    assert settings(reward=["lexical"], pairs={"max_toxicity": 0.2}).resolved().pairs.max_toxicity == 0.2
 
 
 def test_pairs_that_are_too_close_are_learnt_where_there_are_no_others_and_it_is_said(letters):

@@ -146,6 +146,11 @@ def test_settings_that_contradict_each_other() -> None:
         validate(FinetuneSettings, {"model": "tiny", "shard": True, "replay": {"share": 0.1}})
 
 
+def test_a_prompt_needs_room_beside_its_answer(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match=r"may have 60 of 64 tokens, which leaves fewer than 16"):
+        finetune(settings(share=0.25, max_new_tokens=60).model_copy(update={"max_length": 64}), tmp_path / "run")
+
+
 def test_an_experiment_refuses_own_answers_to_measured_prompts(tmp_path: Path) -> None:
     from rewardlm.config import ExperimentSettings
     from rewardlm.experiment import run_experiment

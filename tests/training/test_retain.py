@@ -15,6 +15,7 @@ from rewardlm.models.load import Policy, load_policy
 from rewardlm.models.lora import add_lora, load_adapter
 from rewardlm.models.processes import Processes
 from rewardlm.runs import Run
+from rewardlm.training import retain
 from rewardlm.training.prefer import prefer
 from rewardlm.training.retain import Retained, retained
 from rewardlm.training.rlaf import train
@@ -147,13 +148,13 @@ def test_a_file_of_ones_own_is_read_line_by_line(tmp_path):
     lines = ["short", "a line that is long enough to be cut, because it goes on and on " * 3, "one two three " * 9]
     (tmp_path / "plain.txt").write_text("\n".join(lines) + "\n")
     policy = tiny_with_adapter()
-    retain = RETAIN.model_copy(update={"source": str(tmp_path / "plain.txt")})
-    held = held_on(policy, tmp_path, retain)
+    own = RETAIN.model_copy(update={"source": str(tmp_path / "plain.txt")})
+    held = held_on(policy, tmp_path, own)
     encoded = [policy.tokenizer(line, add_special_tokens=False)["input_ids"] for line in lines[1:]]
     assert held.pieces == [tokens[:16] for tokens in encoded]
     (tmp_path / "plain.txt").write_text("short\n")
     with pytest.raises(DataError, match="no line has 8 tokens"):
-        held_on(policy, tmp_path / "again", retain)
+        held_on(policy, tmp_path / "again", own)
     with pytest.raises(DataError, match="missing"):
         held_on(policy, tmp_path / "gone", RETAIN.model_copy(update={"source": str(tmp_path / "missing.txt")}))
 
@@ -165,6 +166,9 @@ def test_what_can_not_be_is_refused(tmp_path):
         held_on(policy, tmp_path)
     with pytest.raises(ValueError, match="whole model to write"):
         PreferSettings(**TINY, retain=RETAIN, shard=True)
+    for kind, more in ((PreferSettings, {"method": "kto"}), (FinetuneSettings, {}), (RlafSettings, {})):
+        with pytest.raises(ValueError, match=r"retain\.coef is 0 here, so nothing is retained"):
+            kind(**TINY, retain={"source": "mine.txt"}, **more)
 
 
 def test_by_default_dpo_retains_and_the_others_do_not(tmp_path):
@@ -186,6 +190,20 @@ def test_by_default_dpo_retains_and_the_others_do_not(tmp_path):
     run = Run.start(tmp_path / "run", kind="prefer", label="DPO", settings={})
     assert retained(policy, PreferSettings(**TINY), run, Processes(cpu=True), said.append) is None
     assert "not held to its base" in said[0]
+
+
+def test_a_model_that_writes_nothing_is_not_said_to_be_held(tmp_path, monkeypatch):
+    monkeypatch.setattr(retain, "_own_text", lambda *_: [])
+    policy, said = tiny_with_adapter(), []
+    run = Run.start(tmp_path / "run", kind="prefer", label="DPO", settings={})
+    assert retained(policy, PreferSettings(**TINY), run, Processes(cpu=True), said.append) is None
+    assert said == [
+        "the model is not held to its base on plain text (retain): tiny writes no text of 8 tokens by itself. A lower "
+        "--learning-rate, such as 8e-4, fits that"
+    ]
+    asked = Run.start(tmp_path / "asked", kind="prefer", label="DPO", settings={})
+    with pytest.raises(DataError, match=r"give retain\.source a text file"):
+        retained(policy, PreferSettings(**TINY, retain=RETAIN), asked, Processes(cpu=True), said.append)
 
 
 def learn_by_preference(out: Path, retain: RetainSettings) -> Run:

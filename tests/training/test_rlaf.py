@@ -602,10 +602,15 @@ def test_a_run_from_before_a_setting_existed_goes_on_unless_it_is_given(tmp_path
         del meta["settings"][name]
     for name in ("reference_every", "reference_mix"):
         del meta["settings"]["kl"][name]
+    del meta["settings"]["rewards"]["terms"]["similarity_enough"]
     (run.path / "run.json").write_text(json.dumps(meta))
+    # Similarity had no limit then; its default has one now.
+    with pytest.raises(RunError, match=r"similarity_enough was 1\.0, now 0\.3"):
+        train(settings(steps=2), run.path)
+    as_before = {**PLAIN, "terms": {**PLAIN["terms"], "similarity_enough": 1}}
     with pytest.raises(RunError, match=r"entropy_coef was 0\.0, now 0\.1"):
-        train(settings(steps=2, entropy_coef=0.1), run.path)
-    assert len(metrics(train(settings(steps=2), run.path))) == 2
+        train(settings(steps=2, rewards=as_before, entropy_coef=0.1), run.path)
+    assert len(metrics(train(settings(steps=2, rewards=as_before), run.path))) == 2
 
 
 @pytest.mark.parametrize(

@@ -45,6 +45,7 @@ from rewardlm.config.model import ModelSettings as ModelSettings
 from rewardlm.config.model import QuantisationSettings as QuantisationSettings
 from rewardlm.config.power import PowerSettings as PowerSettings
 from rewardlm.config.prefer import LABELS as LABELS
+from rewardlm.config.prefer import USUAL_MAX_TOXICITY as USUAL_MAX_TOXICITY
 from rewardlm.config.prefer import PairSettings as PairSettings
 from rewardlm.config.prefer import PreferSettings as PreferSettings
 from rewardlm.config.reading import build as build

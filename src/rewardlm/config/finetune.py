@@ -77,6 +77,11 @@ class TrainingSettings(ModelSettings):
 
     @model_validator(mode="after")
     def _a_divided_base_writes_nothing(self) -> TrainingSettings:
+        if self.retain.source is not None and not self.retain_coef:
+            raise ValueError(
+                f"retain.source is {self.retain.source}, but retain.coef is 0 here, so nothing is retained: set "
+                "retain.coef, to 5 for example, or leave the source out"
+            )
         if self.shard and self.retain.coef and self.retain.source is None:
             raise ValueError(
                 "retain.coef needs a whole model to write the text, but shard=true divides it: give retain.source"

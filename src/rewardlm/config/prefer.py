@@ -7,7 +7,7 @@ from typing import Annotated, Any, ClassVar, Literal
 
 from pydantic import Field, model_validator
 
-from rewardlm.config.fields import MOST_SAMPLES, Depends, Flag, is_function_name
+from rewardlm.config.fields import MOST_SAMPLES, Depends, Flag
 from rewardlm.config.rewards import Doubt, RewardedSettings
 from rewardlm.config.section import Section
 
@@ -20,6 +20,8 @@ PairLoss = Literal[
 DOUBTS: tuple[Doubt, ...] = (
     "language_switch", "repetition", "same_answer", "truncated", "constant_reward", "reward_hacking", "witness_failed",
 )  # fmt: skip
+# The highest P(toxic) of a chosen answer, by judges of toxicity.
+USUAL_MAX_TOXICITY = 0.5
 # What a run, and its model in an experiment, is called.
 LABELS = {"dpo": "DPO", "kto": "KTO", "raft": "RAFT"}
 
@@ -29,8 +31,16 @@ class PairSettings(Section):
 
     A chosen answer is scored, not toxic, not empty, not repeated, no refusal, in the prompt's script, and as near to
     the prompt's subject as ``topic`` asks. Without this, the easiest preference to learn is to change the subject.
+    ``margin``, the gaps and ``length_ratio`` compare two answers: raft, which learns no pairs, asks none of them.
     """
 
+    max_toxicity: float | None = Field(
+        None,
+        ge=0,
+        le=1,
+        description="An answer with a higher P(toxic) is never chosen; 1 is no limit. By default 0.5, and 1 if all "
+        "judges are functions of your own.",
+    )
     margin: float = Field(
         0.3, gt=0, description="Least difference of the two rewards; a pair that is closer is left out."
     )
@@ -106,7 +116,7 @@ class PreferSettings(RewardedSettings):
         0.05,
         gt=0,
         description="How strongly dpo and kto hold the model to the reference (Rafailov et al. 2023, equation 7): more "
-        "is closer.",
+        "is closer. raft has no such hold.",
     )
     loss_type: PairLoss = Field("sigmoid", description="The loss of dpo, named as in TRL; sigmoid is DPO's own.")
     label_smoothing: float = Field(
@@ -177,11 +187,16 @@ class PreferSettings(RewardedSettings):
 
     @property
     def measured_terms(self) -> tuple[str, ...]:
-        """Similarity, if pairs are chosen by it; not for judges that are functions of yours, which may be about
-        anything."""
-        own = all(is_function_name(name) for name in self.reward)
+        """Similarity, if pairs are chosen by it; not for functions of the user's own."""
         by_topic = bool(self.pairs.topic) or self.pairs.topic_gap is not None
-        return ("similarity",) if by_topic and not own else ()
+        return ("similarity",) if by_topic and not self.by_own_functions else ()
+
+    @property
+    def pair_settings(self) -> PairSettings:
+        """``pairs``, with what None stands for."""
+        usual = 1.0 if self.by_own_functions else USUAL_MAX_TOXICITY
+        given = self.pairs.max_toxicity
+        return self.pairs.model_copy(update={"max_toxicity": usual if given is None else given})
 
     @property
     def chosen_by(self) -> frozenset[str]:
@@ -211,6 +226,7 @@ class PreferSettings(RewardedSettings):
         return self.model_copy(
             update={
                 "rewards": self.reward_settings,
+                "pairs": self.pair_settings,
                 "micro_batch_size": self.micro_batch,
                 "learning_rate": self.rate,
                 "retain": self.retain.model_copy(update={"coef": self.retain_coef}),

@@ -212,8 +212,7 @@ class RewardedSettings(TrainingSettings):
         subject, not refusing and opposing hate earn reward too. A user's own function may be about anything, and gets
         no such terms.
         """
-        own = all(is_function_name(name) for name in self.reward)
-        terms = self.rewards.terms
+        own, terms = self.by_own_functions, self.rewards.terms
         # Nor is one judge of counter-narratives paid twice, unless that is asked for.
         twice = any(name.partition("#")[0] == terms.counter_narrative_judge for name in self.reward)
         usual = {**self.usual_terms, **({"counter_narrative": 0.0} if twice else {})}
@@ -223,6 +222,11 @@ class RewardedSettings(TrainingSettings):
         usual_enough = 1.0 if own else self.usual_similarity_enough
         paid["similarity_enough"] = usual_enough if terms.similarity_enough is None else terms.similarity_enough
         return self.rewards.model_copy(update={"transform": transform, "terms": terms.model_copy(update=paid)})
+
+    @property
+    def by_own_functions(self) -> bool:
+        """Whether all judges are functions of the user's own, which may be about anything."""
+        return all(is_function_name(name) for name in self.reward)
 
     @property
     def measured_terms(self) -> tuple[str, ...]:

@@ -198,8 +198,8 @@ class RlafSettings(RewardedSettings):
         description="How far, in units of reward, a step's new values may be from the old; by default any distance. "
         "Large comparisons found no gain in it (Engstrom et al. 2020), or a loss (Andrychowicz et al. 2021).",
     )
-    gamma: float = Field(1.0, gt=0, le=1, description="Discount of rewards, per token.")
-    gae_lambda: float = Field(0.95, ge=0, le=1, description="Lambda of GAE (Schulman et al. 2016).")
+    gamma: float = Field(1.0, gt=0, le=1, description="Discount of rewards, per token, for ppo.")
+    gae_lambda: float = Field(0.95, ge=0, le=1, description="Lambda of GAE, for ppo (Schulman et al. 2016).")
     mask_truncated_completions: bool = Field(
         False,
         description="Leave answers that max_new_tokens cut off out of the loss, as TRL's setting of that name does "

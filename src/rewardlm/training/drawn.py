@@ -224,18 +224,22 @@ class DrawnAnswers:
         """The first round's answers of another run. Raises RunError where they are not what this run would draw and
         judge.
         """
+        records = [record for record in other.read("answers") if record["round"] == 1]
+        if not records:
+            raise RunError(f"{other.path} has no answers yet: let it draw some, or leave answers out")
         mine, theirs = self.run.meta, other.meta
         own = self.settings.resolved().model_dump(mode="json")
         asked = ("samples", "max_new_tokens", "max_prompt_tokens", "generation", "seed", "reward", "chat")
         different = [name for name in asked if own[name] != theirs["settings"].get(name)]
         hashes = ("model_hash", "prompts_hash", "adapter_hash", "judges")
         different += [name for name in hashes if mine.get(name) != theirs.get(name)]
-        records = [record for record in other.read("answers") if record["round"] == 1]
-        terms = self.rewards.terms.names
-        known = records[0]["terms"] if records else {}
+        terms, known = self.rewards.terms.names, records[0]["terms"]
         how = [key for name, keys in _HOW_TERMS_ARE_FOUND.items() if name in terms and name in known for key in keys]
         ours, others = own["rewards"]["terms"], theirs["settings"]["rewards"]["terms"]
         unlike = [key for key in how if ours[key] != others.get(key)]
+        judged = theirs.get("term_judges", {})  # an older run has none
+        revisions = self.rewards.terms.revisions
+        unlike += [f"{name}_judge" for name, revision in revisions.items() if judged.get(name, revision) != revision]
         different += [f"rewards.terms.{name}" for name in (*sorted({*terms} - {*known}), *unlike)]
         if different:
             raise RunError(

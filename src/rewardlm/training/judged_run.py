@@ -19,7 +19,6 @@ from rewardlm.models.processes import Processes
 from rewardlm.runs import Run, paid_for, prompts_hash, reward_lineage, rewards_of
 from rewardlm.scoring.lineage import kinship, lineage_of
 from rewardlm.scoring.load import check_judges, check_rewards, load_reward, load_scorer
-from rewardlm.scoring.scorer import PairScorer, Scorer
 from rewardlm.training.rewards import RewardModel
 from rewardlm.training.rollouts import encode_prompts
 from rewardlm.training.terms import load_terms
@@ -63,7 +62,7 @@ class EncodedPrompts:
 
 
 def ask_prompts(
-    settings: RewardedSettings, run: Run, policy: Policy, judges: Sequence[Scorer | PairScorer], processes: Processes
+    settings: RewardedSettings, run: Run, policy: Policy, rewards: RewardModel, processes: Processes
 ) -> EncodedPrompts:
     """Load the prompts, check that a resumed ``run`` has the parts that it began with, and record all that.
 
@@ -74,7 +73,7 @@ def ask_prompts(
     if not prompts:
         raise DataError(f"{settings.prompts} (part {settings.part}) has no prompts to train on")
     asked = EncodedPrompts(prompts, *encode_prompts(policy, prompts, settings))
-    identity = Identity.of(settings, policy, prompts, judges)
+    identity = Identity.of(settings, policy, prompts, rewards)
     identity.check(run)
     if processes.is_main:
         run.update(
@@ -126,12 +125,15 @@ def witnesses(settings: RewardedSettings) -> list[str]:
 
 @dataclass(frozen=True, slots=True)
 class Identity:
-    """What must be the same when a run is resumed; ``judges`` are the revisions of the reward's judges."""
+    """What must be the same when a run is resumed; ``judges`` are the revisions of the reward's judges, ``term_judges``
+    those of its terms'.
+    """
 
     model_hash: str
     prompts_hash: str
     adapter_hash: str | None
     judges: dict[str, str | None]
+    term_judges: dict[str, str]
 
     @classmethod
     def of(
@@ -139,14 +141,15 @@ class Identity:
         settings: RewardedSettings,
         policy: Policy,
         prompts: Sequence[Prompt],
-        judges: Sequence[Scorer | PairScorer],
+        rewards: RewardModel,
     ) -> Identity:
         """The identity of a run with these parts."""
         return cls(
             policy.weights_hash,
             prompts_hash(prompts),
             adapter_hash(settings.adapter) if settings.adapter else None,
-            {judge.name: getattr(judge, "revision", None) for judge in judges},
+            {judge.name: getattr(judge, "revision", None) for judge in rewards.scorers},
+            rewards.terms.revisions,
         )
 
     def check(self, run: Run) -> None:
@@ -156,6 +159,7 @@ class Identity:
             "prompts_hash": "other prompts",
             "adapter_hash": "another adapter to start from",
             "judges": "other revisions of its judges",
+            "term_judges": "another revision of what judges its terms (rewards.terms)",
         }
         for name, value in asdict(self).items():
             before = run.meta.get(name)

@@ -130,7 +130,7 @@ def _setup(
         say("lora.dropout is left out: the reference must be the model that the adapter was put on")
     source: DrawnPairs | GivenPairs
     if rewards is not None:
-        asked = ask_prompts(settings, run, policy, rewards.scorers, processes)
+        asked = ask_prompts(settings, run, policy, rewards, processes)
         if asked.note is not None:
             say(asked.note)
         answers = DrawnAnswers(settings, run, policy, rewards, asked.prompts, asked.ids, processes)

@@ -11,7 +11,7 @@ from pathlib import Path
 from statistics import fmean, stdev
 from typing import Any
 
-from rewardlm.config import LABELS, Doubt, PreferSettings, how_asked
+from rewardlm.config import LABELS, USUAL_MAX_TOXICITY, Doubt, PreferSettings, how_asked
 from rewardlm.errors import RunError, TrainingError
 from rewardlm.models.processes import Processes
 from rewardlm.runs import Run
@@ -56,8 +56,12 @@ def start_run(settings: PreferSettings, out: Path) -> Run:
     """Begin a run in ``out``, or open the one that is there; its rewards are recorded before anything is learnt."""
     recorded = settings.resolved().model_dump(mode="json")
     label, free = LABELS[settings.method], (*FREE_SETTINGS, *how_asked(recorded))
-    # What a run from before text was retained did: so it is said, and not begun to be retained on the way.
-    defaults = {"retain": {**recorded["retain"], "coef": 0.0}}
+    # What a run from before these settings did: so it is said, and not begun to be done on the way.
+    defaults = {
+        "retain": {**recorded["retain"], "coef": 0.0},
+        "rewards": {"terms": {"similarity_enough": 1.0}},
+        "pairs": {"max_toxicity": USUAL_MAX_TOXICITY},
+    }
     run = Run.start(out, kind="prefer", label=label, settings=recorded, free=free, refresh=True, defaults=defaults)
     if not run.finished:
         rewards = recorded_rewards(settings) if settings.draws else {}

@@ -74,7 +74,7 @@ class DrawnPairs:
         texts = [prompt.text for prompt in self.prompts]
         for chunk in self.answers.of(round_number, self.report):
             chunks.append(chunk)
-            found.add(chunk.answers, texts, settings.pairs)
+            found.add(chunk.answers, texts, settings.pair_settings)
             if len(found.found) >= wanted:
                 break
         self._first = self._first or chunks
@@ -94,7 +94,7 @@ class DrawnPairs:
         if not found.found:
             raise DataError(
                 f"nothing to learn: {found.summary}; ask more prompts or draw more (--samples), let answers end "
-                "(--max-new-tokens), or ask less of a chosen answer (pairs.topic, pairs.ended)"
+                "(--max-new-tokens), or ask less of a chosen answer (pairs.topic, pairs.ended, pairs.max_toxicity)"
             )
         for name, text in doubts.items():
             if name in settings.stop_on:

@@ -10,9 +10,9 @@ from itertools import groupby
 from statistics import fmean, quantiles
 from typing import Any
 
-from rewardlm.config import PairSettings
+from rewardlm.config import USUAL_MAX_TOXICITY, PairSettings
 from rewardlm.training.drawn import DrawnAnswer
-from rewardlm.training.replay import TOXIC_ABOVE, can_be_learnt
+from rewardlm.training.replay import can_be_learnt
 
 
 @dataclass(frozen=True, slots=True)
@@ -142,12 +142,14 @@ def best_of(answers: Sequence[DrawnAnswer], prompt: str, settings: PairSettings)
 def choosable(scored: Sequence[DrawnAnswer], prompt: str, settings: PairSettings) -> list[DrawnAnswer]:
     """The answers that may be chosen: see ``PairSettings``."""
     similarities = [value for answer in scored if (value := answer.terms.get("similarity")) is not None]
+    asked = USUAL_MAX_TOXICITY if settings.max_toxicity is None else settings.max_toxicity
+    highest = math.inf if asked == 1 else asked  # a function of the user's own may say more than 1
     least = _quantile(similarities, settings.topic) if similarities and settings.topic else None
     good = [
         answer
         for answer in scored
         if answer.toxicity is not None
-        and answer.toxicity <= TOXIC_ABOVE
+        and answer.toxicity <= highest
         and can_be_learnt(prompt, answer.text)
         and (least is None or _similarity(answer) >= least)
     ]

@@ -17,6 +17,7 @@ from rewardlm.config import FinetuneSettings
 from rewardlm.data.chat import truncate_history
 from rewardlm.data.dialogues import Pair
 from rewardlm.data.prompts import load_prompts
+from rewardlm.errors import ConfigError
 from rewardlm.measuring.quality import in_other_script, is_refusal, is_repeated
 from rewardlm.models.generate import Request, answering, generate, stream_seed
 from rewardlm.models.load import Policy
@@ -27,6 +28,8 @@ from rewardlm.types import Message
 
 # An answer with a P(toxic) above this is toxic, as everywhere else.
 TOXIC_ABOVE = 0.5
+# Tokens; less holds little more than a chat template.
+_LEAST_PROMPT = 16
 _SENTENCE_END = re.compile(r"[.!?…][\"'”’)\]]*(?=\s|$)")
 
 
@@ -62,7 +65,7 @@ def replayed(policy: Policy, settings: FinetuneSettings, learnt: Sequence[Pair])
     prompts or harmless answers run out, and none where the share is less than half a pair.
 
     The prompts are those of ``replay.prompts``, else the histories of ``learnt``. Each answer has a random stream of
-    its own. Raises ScorerError where the judge fails too often.
+    its own. Raises ScorerError where the judge fails too often, and ConfigError where no room is left for prompts.
     """
     replay = settings.replay
     wanted = round(len(learnt) * replay.share / (1 - replay.share))
@@ -72,6 +75,12 @@ def replayed(policy: Policy, settings: FinetuneSettings, learnt: Sequence[Pair])
     random.Random(settings.seed).shuffle(histories)
     histories = histories[: math.ceil(wanted / replay.keep)]
     limit = min(settings.max_length, policy.max_positions) - replay.max_new_tokens
+    if limit < _LEAST_PROMPT:
+        raise ConfigError(
+            f"the model's own answers (replay) may have {replay.max_new_tokens} of {limit + replay.max_new_tokens} "
+            f"tokens, which leaves fewer than {_LEAST_PROMPT} for their prompts: raise max_length, lower "
+            "replay.max_new_tokens, or set replay.share=0"
+        )
     requests = [
         Request(
             tuple(truncate_history(policy.chat, history, limit)[0]),

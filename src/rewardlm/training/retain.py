@@ -37,6 +37,8 @@ from rewardlm.runs import Run
 POSITIONS = 1024
 # A shorter piece says too little about what follows what.
 _SHORTEST = 8
+_SILENT = f"{{}} writes no text of {_SHORTEST} tokens by itself"
+_GENTLER = "A lower --learning-rate, such as 8e-4, fits that"
 
 
 @dataclass(frozen=True, slots=True)
@@ -92,7 +94,7 @@ def retained(
         if retain.coef is None:
             say(
                 "the model is not held to its base on plain text (retain): the adapter is on the language-model head. "
-                "A lower --learning-rate, such as 8e-4, fits that"
+                + _GENTLER
             )
             return None
         raise ConfigError(
@@ -105,14 +107,15 @@ def retained(
             return
         found = _own_text(policy, retain, settings.seed) if retain.source is None else _given(policy, retain)
         if not found and retain.coef is not None:
-            raise DataError(
-                f"{policy.spec} writes no text of {_SHORTEST} tokens by itself: give retain.source a text file of yours"
-            )
+            raise DataError(f"{_SILENT.format(policy.spec)}: give retain.source a text file of yours")
         run.replace("retain", [{"tokens": piece, "text": policy.tokenizer.decode(piece)} for piece in found])
         source = "the base's own text" if retain.source is None else retain.source
         run.update(retain={"source": source, "pieces": len(found), "tokens": sum(map(len, found))})
         n, coef = len(found), settings.retain_coef
-        say(f"the model is held to its base on {n:,} pieces of plain text, {source} (retain.coef {coef:g})")
+        if n:
+            say(f"the model is held to its base on {n:,} pieces of plain text, {source} (retain.coef {coef:g})")
+        else:
+            say(f"the model is not held to its base on plain text (retain): {_SILENT.format(policy.spec)}. {_GENTLER}")
 
     processes.first(write)
     kept = [list(record["tokens"]) for record in run.read("retain")]

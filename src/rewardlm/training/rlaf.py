@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Callable, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from statistics import fmean
@@ -92,7 +93,9 @@ def _train(
     # 1. The reward; policy, reference and critic on one trunk; the prompts; where a killed run stopped.
     training = setup(settings, run, processes, report, say)
     learner = training.learner
-    with training.trackers, stop_noted(run, processes):
+    # One process hands adapters over, and takes them away.
+    server = training.server if processes.is_main and training.server is not None else nullcontext()
+    with training.trackers, stop_noted(run, processes), server:
         for step in range(training.first_step, settings.steps):
             clock = Clock()
             with training.last_good.left_behind(step):
@@ -200,7 +203,7 @@ def setup(
     per_step = settings.batch_size // settings.samples_per_prompt
     if per_step < processes.size:
         raise TrainingError(f"a step has {per_step} prompts for {processes.size} processes: raise --batch-size")
-    asked = ask_prompts(settings, run, policy, rewards.scorers, processes)
+    asked = ask_prompts(settings, run, policy, rewards, processes)
     announce(settings, asked, say)
     last_good = LastGood(policy.model, run.adapter, processes)
     order = PromptOrder(len(asked.prompts), per_step=per_step, seed=settings.seed)
@@ -460,8 +463,6 @@ def finish(training: Training, say: Callable[[str], None]) -> Run:
     """Write the adapter, say what judges could not read, and close the run."""
     run, rewards = training.run, training.rewards
     if training.processes.is_main:
-        if training.server is not None:
-            training.server.close()
         replace_adapter(training.learner.policy.model, run.adapter)
         cut = {
             scorer.name: sum(line.get("cut", {}).get(scorer.name, 0) for line in training.history)

@@ -49,8 +49,10 @@ def start_run(settings: RlafSettings, out: Path) -> Run:
         settings=recorded,
         free=free,
         refresh=True,
-        # Every setting that came later leaves a training as it was, unless it is given.
-        defaults=RlafSettings(model=settings.model).model_dump(mode="json"),
+        # Every setting that came later leaves a training as it was, unless it is given. Similarity had no limit.
+        defaults=RlafSettings(model=settings.model, rewards={"terms": {"similarity_enough": 1.0}}).model_dump(
+            mode="json"
+        ),
     )
     if not is_complete(run, settings):
         run.update(status="running", stopped=None, **recorded_rewards(settings))

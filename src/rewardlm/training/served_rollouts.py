@@ -52,6 +52,20 @@ class ServedRollouts:
         )
         self.adapter: str | None = None
 
+    def __enter__(self) -> ServedRollouts:
+        """Take away what an attempt before this one, which was stopped, left on the server."""
+        for left in sorted(self._folder.glob("*")):
+            self._take_away(left.name)
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: object, trace: object) -> None:
+        """Give up what is under way. After an error the server is not asked for more: it may be the cause."""
+        if kind is None and self.adapter is not None:
+            self._take_away(self.adapter)
+        self._service.close()
+        with contextlib.suppress(OSError):  # after an error it still holds the adapter
+            self._folder.rmdir()
+
     def is_due(self, step: int) -> bool:
         """Whether the server must have the adapter as it is now, before a step counted from 0."""
         return self.adapter is None or step % self._settings.rollout.sync_every == 0
@@ -70,9 +84,7 @@ class ServedRollouts:
                 self._folder.rmdir()
             raise
         if before is not None:
-            with contextlib.suppress(ServiceError):  # It may have forgotten it by itself.
-                self._tell("unload_lora_adapter", {"lora_name": before})
-            shutil.rmtree(self._folder / before, ignore_errors=True)
+            self._take_away(before)
         return name
 
     def sample(self, prompts: Sequence[StepPrompt], step: int) -> Draft:
@@ -94,10 +106,10 @@ class ServedRollouts:
             [self._policy.chat.decode(answer.tokens) for answer in drawn],
         )
 
-    def close(self) -> None:
-        """Give up what is under way, and remove the adapters that were handed over."""
-        self._service.close()
-        shutil.rmtree(self._folder, ignore_errors=True)
+    def _take_away(self, adapter: str) -> None:
+        with contextlib.suppress(ServiceError):  # The server may have forgotten it by itself.
+            self._tell("unload_lora_adapter", {"lora_name": adapter})
+        shutil.rmtree(self._folder / adapter, ignore_errors=True)
 
     def _draw(self, row: int, prompt: StepPrompt, k: int, step: int) -> Sampled:
         settings = self._settings

@@ -36,13 +36,14 @@ _OTHER_CLAIMS = (
 @dataclass(frozen=True, slots=True)
 class Term:
     """``weight`` times a value of each answer; None where it has none (an empty answer, a judge that failed). Of what
-    is more than ``enough``, only that much is paid.
+    is more than ``enough``, only that much is paid. ``revision`` pins the judge that says the values, if one does.
     """
 
     name: str
     weight: float
     values: Values
     enough: float = math.inf
+    revision: str | None = None
 
 
 class Terms:
@@ -59,6 +60,11 @@ class Terms:
     def weights(self) -> dict[str, float]:
         """What a unit of each term is paid now."""
         return {term.name: term.weight for term in self._terms}
+
+    @property
+    def revisions(self) -> dict[str, str]:
+        """Of the terms' judges, where they have one."""
+        return {term.name: term.revision for term in self._terms if term.revision is not None}
 
     def pay(self, name: str, weight: float) -> None:
         """From now on, a unit of this term is paid ``weight``."""
@@ -137,7 +143,7 @@ def load_terms(
             )
         )
     if settings.counter_narrative:
-        judge = _counter_narrative(settings.counter_narrative_judge, device, services)
+        judge, revision = _counter_narrative(settings.counter_narrative_judge, device, services)
         # A classifier of answers reads no prompt, so it says the same under another one.
         others = settings.counter_narrative_others if is_pair_judge(settings.counter_narrative_judge) else 0
         terms.append(
@@ -145,6 +151,7 @@ def load_terms(
                 "counter_narrative",
                 settings.counter_narrative,
                 lambda prompts, texts, step_prompts: over_others(judge, prompts, texts, step_prompts, others),
+                revision=revision,
             )
         )
     return Terms(terms)
@@ -190,20 +197,23 @@ def _script(prompts: Sequence[str], texts: Sequence[str], _: Sequence[str]) -> l
     return [-float(in_other_script(prompt, text)) for prompt, text in zip(prompts, texts, strict=True)]
 
 
-def _counter_narrative(spec: str, device: str, services: ServicesSettings | None) -> Probabilities:
-    """P(counter-narrative) by a judge of pairs, or by a classifier of answers whose label was named.
+def _counter_narrative(spec: str, device: str, services: ServicesSettings | None) -> tuple[Probabilities, str | None]:
+    """P(counter-narrative) by a judge of pairs, or by a classifier of answers whose label was named; and the judge's
+    revision.
 
     Raises ScorerError where a classifier's label was not named, because the default is its toxic label, the opposite
     of what is meant here. Raises it too unless an answer that opposes hate scores higher than one that agrees.
     """
     if is_pair_judge(spec):
         pair_judge = load_pair_judge(spec, device=device)
+        revision: str | None = pair_judge.revision
 
         def values(prompts: Sequence[str], texts: Sequence[str]) -> list[float | None]:
             found = pair_judge.judge(list(zip(prompts, texts, strict=True)))
             return [None if verdict is None else verdict[COUNTER_NARRATIVE] for verdict in found]
     else:
         scorer = load_scorer(spec, device=device, services=services)
+        revision = getattr(scorer, "revision", None)
         if "#" not in spec and not is_function_name(spec):
             raise ScorerError(
                 f"rewards.terms.counter_narrative_judge {spec!r}: name the label that means a counter-narrative, "
@@ -220,7 +230,7 @@ def _counter_narrative(spec: str, device: str, services: ServicesSettings | None
             f"rewards.terms.counter_narrative_judge {spec!r}: an answer that opposes hate gets {_shown(opposed)}, one "
             f"that agrees {_shown(agreed)}: choose the label that means a counter-narrative (ID#label)"
         )
-    return values
+    return values, revision
 
 
 def _shown(value: float | None) -> str:
