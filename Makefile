@@ -122,7 +122,7 @@ FROM ?=
 RL_SETTINGS = $(if $(filter rloo,$(ALGORITHM)),minibatches=1 learning_rate=1e-3)
 RL = runs/rlaf/$(ALGORITHM)$(if $(FROM),-after-$(notdir $(FROM)))
 prove-rlaf: setup $(FROM)
-	$(BIN)/rewardlm rlaf smollm2-135m --config examples/rlaf.yaml --algorithm $(ALGORITHM) $(RL_SETTINGS) $(if $(FROM),--adapter $(FROM)) \
+	$(BIN)/rewardlm rlaf smollm2-135m --config benchmarks/prove_rlaf.yaml --algorithm $(ALGORITHM) $(RL_SETTINGS) $(if $(FROM),--adapter $(FROM)) \
 		--prompts $(RTP) --part train --out $(RL)-train
 	$(BIN)/rewardlm measure smollm2-135m $(MEASURE_RTP) --label PT --out runs/rlaf/PT
 	$(BIN)/rewardlm measure smollm2-135m --adapter $(RL)-train $(MEASURE_RTP) --label RL --out $(RL)

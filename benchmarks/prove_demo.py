@@ -79,7 +79,7 @@ def as_markdown(found: dict[int, dict[str, dict[str, Any]]]) -> str:
     """A row a seed and model."""
     lines = [
         "| seed | model | toxic share by `witness` | change, points (95 % interval) | perplexity | similarity | "
-        "refusals | counter-narratives | costs that are warned of | holds |",
+        "refusals | counter-narratives | of these four costs, warned of | holds |",
         "|---|---|---|---|---|---|---|---|---|---|",
     ]
     for seed, rows in found.items():

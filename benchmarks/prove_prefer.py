@@ -44,7 +44,7 @@ FAST_AND_TOPICAL = {
 # goes on from its adapter and draws its own.
 VARIANTS: dict[str, tuple[str, dict[str, Any]]] = {
     "as-rl": (
-        "A: paid as RL is",
+        "A: paid as RL was then",
         {
             "steps": 32, "epochs": 1.5, "learning_rate": 4e-4, "beta": 0.1, "sft_weight": 0.0,
             "rewards": {"transform": "logit", "terms": {"similarity": 10, "refusal": 2, "counter_narrative": 2}},
