@@ -347,6 +347,7 @@ def test_above_what_similarity_no_more_is_paid(kind, given, enough) -> None:
 
 def test_an_experiments_fine_tuning_learns_own_answers_unless_the_model_is_divided() -> None:
     assert StageFinetune(model="tiny").replay.share == 0.15
+    assert (StageFinetune(model="tiny").retain_coef, FinetuneSettings(model="tiny").retain_coef) == (4, 0)
     assert StageFinetune(model="tiny", replay={"samples": 2}).replay.share == 0.15
     assert StageFinetune(model="tiny", shard=True).replay.share == 0
     assert "divides it" in refused(StageFinetune, "shard=true", "replay.share=0.1")

@@ -69,6 +69,11 @@ class StageFinetune(FinetuneSettings):
         "shard, which divides the model that would answer.",
     )
 
+    @property
+    def usual_retain_coef(self) -> float:
+        """Fluency and plain text are kept at twice the time: docs/finetuning.md."""
+        return 4.0
+
     @model_validator(mode="before")
     @classmethod
     def _a_divided_model_gives_no_answers(cls, given: Any) -> Any:

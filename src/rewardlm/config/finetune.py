@@ -20,8 +20,8 @@ class RetainSettings(Section):
     coef: float | None = Field(
         None,
         ge=0,
-        description="Weight of that KL, in nats a token; 0 retains nothing. By default 8 for dpo, where the base can "
-        "write the text; 0 for everything else.",
+        description="Weight of that KL, in nats a token; 0 retains nothing. By default 8 for dpo and 4 for the "
+        "fine-tuning of an experiment, where the base can write the text; 0 for everything else.",
     )
     source: str | None = Field(
         None,

@@ -22,7 +22,7 @@ from jaxtyping import Float
 from torch import Tensor
 from transformers import TrainerCallback
 
-from rewardlm.config import GenerationSettings, RetainSettings, TrainingSettings
+from rewardlm.config import GenerationSettings, PreferSettings, RetainSettings, TrainingSettings
 from rewardlm.data.files import read_txt
 from rewardlm.errors import ConfigError, DataError
 from rewardlm.models.generate import Request, generate, stream_seed
@@ -38,7 +38,6 @@ POSITIONS = 1024
 # A shorter piece says too little about what follows what.
 _SHORTEST = 8
 _SILENT = f"{{}} writes no text of {_SHORTEST} tokens by itself"
-_GENTLER = "A lower --learning-rate, such as 8e-4, fits that"
 
 
 @dataclass(frozen=True, slots=True)
@@ -90,11 +89,13 @@ def retained(
     retain = settings.retain
     if not settings.retain_coef:
         return None
+    # Its default rate is for trainings that retain.
+    gentler = ". A lower --learning-rate, such as 8e-4, fits that" if isinstance(settings, PreferSettings) else ""
     if not head_is_shared(policy):
         if retain.coef is None:
             say(
-                "the model is not held to its base on plain text (retain): the adapter is on the language-model head. "
-                + _GENTLER
+                "the model is not held to its base on plain text (retain): the adapter is on the language-model head"
+                + gentler
             )
             return None
         raise ConfigError(
@@ -115,7 +116,7 @@ def retained(
         if n:
             say(f"the model is held to its base on {n:,} pieces of plain text, {source} (retain.coef {coef:g})")
         else:
-            say(f"the model is not held to its base on plain text (retain): {_SILENT.format(policy.spec)}. {_GENTLER}")
+            say(f"the model is not held to its base on plain text (retain): {_SILENT.format(policy.spec)}{gentler}")
 
     processes.first(write)
     kept = [list(record["tokens"]) for record in run.read("retain")]

@@ -95,6 +95,8 @@ def _finetune(
     say: Callable[[str], None],
 ) -> Run:
     recorded = settings.model_dump(mode="json")
+    # What None stands for depends on who asks; a run from before anything was retained has None.
+    recorded["retain"]["coef"] = settings.retain_coef or None
     # Every setting that came later leaves a training as it was, unless it is given.
     defaults = FinetuneSettings(model=settings.model).model_dump(mode="json")
     run = processes.first(
