@@ -115,6 +115,7 @@ _FINETUNE = (
 # By label: the command with its own settings, the label that it starts from, and one whose answers it uses again.
 TRAININGS: dict[str, tuple[tuple[str, ...], str | None, str | None, float]] = {
     "FT": (_FINETUNE, None, None, 12),
+    "FT retaining": ((*_FINETUNE, "retain.coef=4"), None, None, 18),
     "DPO": (_PREFER, None, None, 22),
     "DPO twice": ((*_PREFER, "--config", "examples/prefer-again.yaml"), "DPO", None, 20),
     "PPO": (("rlaf", *_ASKS), None, None, 15),

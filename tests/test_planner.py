@@ -84,7 +84,9 @@ def test_doctor_says_it_as_json():
     assert done.returncode == 0, done.stderr
     # Nothing but our own progress: no library's advice (tests/cli/test_quiet.py asks the other commands).
     assert [line for line in done.stderr.splitlines() if not line.startswith("doctor: ")] == []
-    plan = json.loads(done.stdout)["memory"]
+    found = json.loads(done.stdout)
+    assert found.keys() == {"facts", "memory"}
+    plan = found["memory"]
     assert plan["kv_cache_bytes_a_position"]["float32"] == 2 * 2 * 2 * 16 * 4  # layers, heads, width, bytes, and two
     assert set(plan["advice"]) == set(COMMANDS)
     by_name = {(line["precision"], line["command"], line["gradient_checkpointing"]): line for line in plan["commands"]}

@@ -75,6 +75,7 @@ def test_what_takes_no_model(shell: Shell, tmp_path: Path) -> None:
     assert documented("init") == {"file", "command"}
     assert told(shell, "settings", "score").keys() == documented("settings")
     assert told(shell, "judge", "list", "lexical").keys() == documented("judge list")
+    assert told(shell, "doctor").keys() == documented("doctor")  # with a model: tests/test_planner.py
 
 
 def test_a_training_that_is_under_way(shell: Shell, tmp_path: Path) -> None:
@@ -122,7 +123,6 @@ def test_measured_and_trained(shell: Shell, tmp_path: Path) -> None:
     pushed = told(shell, "push", tmp_path / "FT", "me/detox", "--dry-run")
     assert pushed.keys() == documented("push")
     assert pushed["url"] is None
-    assert told(shell, "doctor", "tiny").keys() == documented("doctor")
 
 
 @pytest.mark.slow
