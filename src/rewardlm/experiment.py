@@ -43,9 +43,10 @@ from rewardlm.runs import Run, write_atomically
 from rewardlm.types import Prompt
 
 PRESETS = ("quick", "full")
-# Fine-tuning has done most of the work; many more steps would move the answers elsewhere: docs/results.md, make
-# prove-demo.
-_STEPS_AFTER_FINETUNING = 10
+# Another training has done most of the work. Many more steps, or PPO at its usual rate and KL, would move the answers
+# elsewhere: docs/results.md, `make prove-demo` and the experiment of record.
+_STEPS_AFTER_ANOTHER = 10
+_PPO_RATE_AFTER_ANOTHER = 4e-4
 
 # May differ when an experiment is resumed; each stage also checks its own settings.
 _FREE = (
@@ -284,8 +285,14 @@ def _rlaf_settings(settings: ExperimentSettings, out: Path) -> RlafSettings | No
     # If RL has an adapter of its own, it starts from the base.
     before = _before(settings, out, own, "rlaf", ("base", "finetune", "prefer"))
     if before is not None:
-        own = {"steps": _STEPS_AFTER_FINETUNING, **own, "adapter": before}
+        own = {"steps": _STEPS_AFTER_ANOTHER, **own, "adapter": before}
     rlaf = validate(RlafSettings, {**settings.common(), **own})
+    if before is not None and rlaf.algorithm == "ppo":
+        own = {"learning_rate": _PPO_RATE_AFTER_ANOTHER, **own}
+        usual = rlaf.kl_settings.coef
+        if rlaf.kl.coef is None and usual is not None:
+            own["kl"] = {**own.get("kl", {}), "coef": 2 * usual}
+        rlaf = validate(RlafSettings, {**settings.common(), **own})
     _refuse_same_prompts(settings, rlaf, "RL", "rlaf")
     return rlaf
 

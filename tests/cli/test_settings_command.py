@@ -19,7 +19,7 @@ from rewardlm import experiment
 from rewardlm.cli import flags
 from rewardlm.cli.app import app
 from rewardlm.cli.commands import with_settings
-from rewardlm.config import ExperimentSettings, Section, build, flatten
+from rewardlm.config import ExperimentSettings, RlafSettings, Section, build, flatten
 from rewardlm.errors import ConfigError
 
 KINDS = with_settings()
@@ -290,6 +290,26 @@ def test_an_experiment_to_start_from_has_every_stage_at_its_defaults(shell: Shel
     assert chosen is not None
     assert (chosen.ppo_epochs, chosen.minibatches, chosen.learning_rate) == (1, 1, 1e-3)
     assert chosen.adapter == out / "train" / "FT" / "adapter"
+
+
+def rl_stage(**rlaf: object) -> RlafSettings:
+    given = {"model": "tiny", "measure": {"part": "measure"}, "finetune": {}, "rlaf": {"part": "train", **rlaf}}
+    found = experiment._rlaf_settings(build(ExperimentSettings, defaults=given), Path("o"))
+    assert found is not None
+    return found
+
+
+def test_ppo_after_another_training_is_gentle_unless_told_otherwise() -> None:
+    after = rl_stage()
+    assert (after.steps, after.learning_rate, after.kl_settings.coef) == (10, 4e-4, 0.4)
+    first = rl_stage(after="base")
+    assert (first.steps, first.learning_rate, first.kl_settings.coef) == (30, 1e-3, 0.2)
+    told = rl_stage(learning_rate=2e-4, kl={"coef": 0.1, "horizon": 9}, steps=3)
+    assert (told.steps, told.learning_rate, told.kl.coef, told.kl.horizon) == (3, 2e-4, 0.1, 9)
+    other = rl_stage(algorithm="rloo")
+    assert (other.steps, other.learning_rate, other.kl_settings.coef) == (10, 1e-3, 0.2)
+    own = rl_stage(reward=["mine:function"])
+    assert own.kl_settings.coef == 0.1  # of a probability, not a logit
 
 
 @pytest.mark.slow

@@ -94,6 +94,12 @@ class StageRlaf(RlafSettings):
     steps: Annotated[int, Flag(), Depends()] = Field(
         30, ge=1, description="Steps of a rollout and its update; 10 after fine-tuning, which does most of the work."
     )
+    learning_rate: Annotated[float, Flag(), Depends()] = Field(
+        1e-3,
+        gt=0,
+        description="The policy's. For ppo after another training it is 4e-4 by default, and kl.coef twice its usual "
+        "default: with more, answers leave the subject.",
+    )
 
 
 class StagePrefer(PreferSettings):
