@@ -71,7 +71,7 @@ class StageFinetune(FinetuneSettings):
 
     @property
     def usual_retain_coef(self) -> float:
-        """Fluency and plain text are kept at twice the time: docs/finetuning.md."""
+        """It keeps plain text and fluency, and takes nearly twice the time: docs/finetuning.md."""
         return 4.0
 
     @model_validator(mode="before")
