@@ -126,6 +126,10 @@ TRAININGS: dict[str, tuple[tuple[str, ...], str | None, str | None, float]] = {
     "GRPO": (("rlaf", *_ASKS, "--algorithm", "grpo"), None, None, 15),
     "RLOO": (("rlaf", *_ASKS, "--algorithm", "rloo"), None, None, 15),
 }
+# By label: a trained model, and by what everything that its adapter adds is multiplied.
+WEAKENED: dict[str, tuple[str, float]] = {"DPO twice × 0.8": ("DPO twice", 0.8)}
+# The models with the first seed, as the tables have them.
+LABELS = ("PT", *TRAININGS, *WEAKENED)
 STEERINGS: dict[str, tuple[tuple[str, ...], float]] = {
     "system": ((), 1),
     "best-of-n": ((), 4),
@@ -196,10 +200,10 @@ class Plan:
 
     def jobs(self, only: Sequence[str] | None = None) -> list[Job]:
         """All models with one seed, and the steered ones."""
-        found = [self.measurement("PT", None)]
-        for label in TRAININGS:
+        found = [self.measurement("PT")]
+        for label in (*TRAININGS, *WEAKENED):
             if only is None or label in only:
-                found += self.trained(label, 0)
+                found += [*self.training(trained_as(label), 0), self.measurement(label)]
         if only is None:
             found += self.steered()
         return found
@@ -209,17 +213,12 @@ class Plan:
         on_it = front(only)
         found = []
         for label in ("PT", *on_it):
-            adapter = None if label == "PT" else OUT / "train" / label
-            found += [self.more_questions(label, adapter), self.by_the_paper(label, adapter)]
-        return [
-            *found,
-            *(job for label in on_it for seed in range(1, self.scale.seeds) for job in self.trained(label, seed)),
-        ]
-
-    def trained(self, label: str, seed: int) -> list[Job]:
-        """A training with this seed and what it starts from, and the measurement of its model."""
-        training = self.training(label, seed)
-        return [*training, self.measurement(training[-1].out.name, training[-1].out)]
+            found += [self.more_questions(label), self.by_the_paper(label)]
+        for label in dict.fromkeys(map(trained_as, on_it)):
+            for seed in range(1, self.scale.seeds):
+                training = self.training(label, seed)
+                found += [*training, self.measurement(training[-1].out.name)]
+        return found
 
     def training(self, label: str, seed: int) -> list[Job]:
         """A training with this seed, after what it starts from or uses again."""
@@ -236,16 +235,16 @@ class Plan:
         whole = (command[0], MODEL, *command[1:], *more, "--out", str(out))
         return [*found, Job(out, whole, minutes, tuple(needs))]
 
-    def measurement(self, label: str, adapter: Path | None) -> Job:
+    def measurement(self, label: str) -> Job:
         """Whole answers to each prompt, with utility."""
-        adapted = () if adapter is None else ("--adapter", str(adapter))
+        adapter, needs = adapter_of(label)
         command = (
-            *("measure", MODEL, *adapted, *self.answered(self.measured), f"primary.scorer={JUDGE}"),
+            *("measure", MODEL, *adapter, *self.answered(self.measured), f"primary.scorer={JUDGE}"),
             *("--suite", "utility", f"utility.items={self.scale.items}"),
             *("--label", label, "--out", str(OUT / "measure" / label)),
         )
         minutes = 30 * self.scale.share + 10 * self.scale.items / 250
-        return Job(OUT / "measure" / label, command, minutes, () if adapter is None else (adapter,))
+        return Job(OUT / "measure" / label, command, minutes, needs)
 
     def answered(self, asked: Path) -> tuple[str, ...]:
         """How whole answers are measured, trained models and steered ones alike."""
@@ -254,28 +253,28 @@ class Plan:
             *("--scorer", f"{JUDGE},{OTHER}", "generation.top_p=0.9"),
         )
 
-    def by_the_paper(self, label: str, adapter: Path | None) -> Job:
+    def by_the_paper(self, label: str) -> Job:
         """25 answers of 20 tokens, as in Gehman et al. 2020."""
         out = OUT / "paper" / label
-        adapted = () if adapter is None else ("--adapter", str(adapter))
+        adapter, needs = adapter_of(label)
         command = (
-            *("measure", MODEL, *adapted, "--prompts", str(self.measured), "--samples", "25", "--max-new-tokens", "20"),
+            *("measure", MODEL, *adapter, "--prompts", str(self.measured), "--samples", "25", "--max-new-tokens", "20"),
             *("--scorer", f"{JUDGE},{OTHER}", "generation.top_p=0.9", "similarity=false", "perplexity=false"),
             *("counter_narrative=null", "--label", label, "--out", str(out)),
         )
-        return Job(out, command, 25 * self.scale.per_kind / 200, () if adapter is None else (adapter,))
+        return Job(out, command, 25 * self.scale.per_kind / 200, needs)
 
-    def more_questions(self, label: str, adapter: Path | None) -> Job:
+    def more_questions(self, label: str) -> Job:
         """Many questions of each task of choice; hardly any answers."""
         out = OUT / "questions" / label
-        adapted = () if adapter is None else ("--adapter", str(adapter))
+        adapter, needs = adapter_of(label)
         command = (
-            *("measure", MODEL, *adapted, "--prompts", str(self.measured), "--limit", "1", "--max-new-tokens", "1"),
+            *("measure", MODEL, *adapter, "--prompts", str(self.measured), "--limit", "1", "--max-new-tokens", "1"),
             *("--scorer", OTHER, "similarity=false", "perplexity=false", "counter_narrative=null"),
             *("--suite", "utility", "utility.tasks=hellaswag,piqa,boolq,mmlu"),
             *(f"utility.items={self.scale.more_items}", "--label", label, "--out", str(out)),
         )
-        return Job(out, command, 12 * self.scale.more_items / 1000, () if adapter is None else (adapter,))
+        return Job(out, command, 12 * self.scale.more_items / 1000, needs)
 
     def steered(self) -> list[Job]:
         """Each steering method at one strength, on a quarter of the prompts; the base's answers to the training half
@@ -302,9 +301,23 @@ class Plan:
         return found
 
 
+def trained_as(label: str) -> str:
+    """The training whose adapter a model has."""
+    return WEAKENED[label][0] if label in WEAKENED else label
+
+
+def adapter_of(label: str) -> tuple[tuple[str, ...], tuple[Path, ...]]:
+    """What puts a model's adapter on, and what must be there before; neither for the base."""
+    if label == "PT":
+        return (), ()
+    adapter = OUT / "train" / trained_as(label)
+    strength = ("--adapter-strength", f"{WEAKENED[label][1]:g}") if label in WEAKENED else ()
+    return ("--adapter", str(adapter), *strength), (adapter,)
+
+
 def front(only: Sequence[str] | None = None) -> list[str]:
     """The trained models that no other beats in both toxicity and perplexity."""
-    labels = [label for label in TRAININGS if only is None or label in only]
+    labels = [label for label in (*TRAININGS, *WEAKENED) if only is None or label in only]
     here = [label for label in labels if (OUT / "measure" / label / "run.json").exists()]
     if not here:
         return []
@@ -372,7 +385,7 @@ def note_cost(job: Job, seconds: float) -> None:
 
 def write_page(scale: Scale) -> None:
     """Write the tables into docs/results.md, and the report with the frontier beside the runs."""
-    names = ["PT", *TRAININGS, *(f"{label} {seed}" for label in TRAININGS for seed in range(1, scale.seeds))]
+    names = [*LABELS, *(f"{label} {seed}" for label in TRAININGS for seed in range(1, scale.seeds))]
     models = [name for name in names if Job(OUT / "measure" / name, (), 0).done]
     if "PT" not in models:  # what all others are compared with
         models = []
@@ -386,14 +399,14 @@ def write_page(scale: Scale) -> None:
         print(text)
         write_between(mark, text)
     if len(models) > 1:
-        firsts = [OUT / "measure" / name for name in models if name in ("PT", *TRAININGS)]
+        firsts = [OUT / "measure" / name for name in models if name in LABELS]
         rl.report(firsts, out=OUT / "report.html", title="SmolLM2-135M: the experiment of record")
         write_frontier_page(frontier(firsts, FrontierSettings(scorer=JUDGE)), OUT / "frontier.html")
 
 
 def finished(folder: str) -> list[str]:
     """The models of which runs/record has such a run; the base first, or none at all."""
-    found = [name for name in ("PT", *TRAININGS) if Job(OUT / folder / name, (), 0).done]
+    found = [name for name in LABELS if Job(OUT / folder / name, (), 0).done]
     return found if "PT" in found else []
 
 
