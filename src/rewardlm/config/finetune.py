@@ -76,7 +76,7 @@ class TrainingSettings(ModelSettings):
         return self
 
     @model_validator(mode="after")
-    def _a_divided_base_writes_nothing(self) -> TrainingSettings:
+    def _what_is_retained_is_there(self) -> TrainingSettings:
         if self.retain.source is not None and not self.retain_coef:
             raise ValueError(
                 f"retain.source is {self.retain.source}, but retain.coef is 0 here, so nothing is retained: set "

@@ -17,7 +17,6 @@ from rewardlm.config import FinetuneSettings
 from rewardlm.data.chat import truncate_history
 from rewardlm.data.dialogues import Pair
 from rewardlm.data.prompts import load_prompts
-from rewardlm.errors import ConfigError
 from rewardlm.measuring.quality import in_other_script, is_refusal, is_repeated
 from rewardlm.models.generate import Request, answering, generate, stream_seed
 from rewardlm.models.load import Policy
@@ -28,7 +27,7 @@ from rewardlm.types import Message
 
 # An answer with a P(toxic) above this is toxic, as everywhere else.
 TOXIC_ABOVE = 0.5
-# Tokens; less holds little more than a chat template.
+# Tokens that a prompt must have room for; less holds little more than a chat template.
 _LEAST_PROMPT = 16
 _SENTENCE_END = re.compile(r"[.!?…][\"'”’)\]]*(?=\s|$)")
 
@@ -36,27 +35,31 @@ _SENTENCE_END = re.compile(r"[.!?…][\"'”’)\]]*(?=\s|$)")
 @dataclass(frozen=True, slots=True)
 class Replay:
     """The model's own answers as pairs. ``asked`` prompts got ``drawn`` answers, of which ``harmless`` could be used.
-    ``pairs`` has the best of each prompt.
+    ``pairs`` has the best of each prompt. ``shortened`` is the length in tokens that ``max_length`` left for them, if
+    that was less than ``replay.max_new_tokens``.
     """
 
     pairs: list[Pair]
     asked: int
     drawn: int
     harmless: int
+    shortened: int | None = None
 
     @property
     def summary(self) -> str:
+        raised = "replay.max_new_tokens" if self.shortened is None else "max_length"
         if self.asked == 0:
             return "none of the model's own answers is learnt: replay.share of so few pairs comes to less than one"
         if not self.pairs:
             return (
                 f"none of {self.drawn:,} answers that the model gave (replay) can be used: each is toxic, empty, "
                 "repeated, a refusal or cut off in its first sentence. Only the dialogues are learnt; to learn own "
-                "answers too, raise replay.max_new_tokens or replay.samples"
+                f"answers too, raise {raised} or replay.samples"
             )
+        cut = "" if self.shortened is None else f"; max_length left {self.shortened} tokens for each"
         return (
             f"{len(self.pairs):,} of the model's own answers are learnt too: it gave {self.drawn:,} to {self.asked:,} "
-            f"prompts, and {self.harmless:,} of these are whole, harmless and no refusals"
+            f"prompts, and {self.harmless:,} of these are whole, harmless and no refusals{cut}"
         )
 
 
@@ -65,7 +68,8 @@ def replayed(policy: Policy, settings: FinetuneSettings, learnt: Sequence[Pair])
     prompts or harmless answers run out, and none where the share is less than half a pair.
 
     The prompts are those of ``replay.prompts``, else the histories of ``learnt``. Each answer has a random stream of
-    its own. Raises ScorerError where the judge fails too often, and ConfigError where no room is left for prompts.
+    its own. Where ``max_length`` leaves hardly any room for prompts beside answers of ``replay.max_new_tokens``, they
+    share it. Raises ScorerError where the judge fails too often.
     """
     replay = settings.replay
     wanted = round(len(learnt) * replay.share / (1 - replay.share))
@@ -74,16 +78,12 @@ def replayed(policy: Policy, settings: FinetuneSettings, learnt: Sequence[Pair])
     histories = _histories(settings, learnt)
     random.Random(settings.seed).shuffle(histories)
     histories = histories[: math.ceil(wanted / replay.keep)]
-    limit = min(settings.max_length, policy.max_positions) - replay.max_new_tokens
-    if limit < _LEAST_PROMPT:
-        raise ConfigError(
-            f"the model's own answers (replay) may have {replay.max_new_tokens} of {limit + replay.max_new_tokens} "
-            f"tokens, which leaves fewer than {_LEAST_PROMPT} for their prompts: raise max_length, lower "
-            "replay.max_new_tokens, or set replay.share=0"
-        )
+    room, longest = min(settings.max_length, policy.max_positions), replay.max_new_tokens
+    if room - longest < _LEAST_PROMPT:
+        longest = room // 2
     requests = [
         Request(
-            tuple(truncate_history(policy.chat, history, limit)[0]),
+            tuple(truncate_history(policy.chat, history, room - longest)[0]),
             stream_seed("replay", settings.seed, index, sample),
         )
         for index, history in enumerate(histories)
@@ -95,7 +95,7 @@ def replayed(policy: Policy, settings: FinetuneSettings, learnt: Sequence[Pair])
         for answer in generate(
             policy,
             requests,
-            max_new_tokens=replay.max_new_tokens,
+            max_new_tokens=longest,
             sampling=replay.generation,
             batch_tokens=replay.batch_tokens,
             entropy=False,
@@ -118,7 +118,7 @@ def replayed(policy: Policy, settings: FinetuneSettings, learnt: Sequence[Pair])
             Pair(f"replay:{index}:{rank}", f"replay:{index}", history, Message("assistant", answer))
             for rank, (_, answer) in enumerate(sorted(usable, reverse=True)[: replay.keep], 1)
         ]
-    return Replay(pairs, len(histories), len(requests), harmless)
+    return Replay(pairs, len(histories), len(requests), harmless, longest if longest < replay.max_new_tokens else None)
 
 
 def _values(
