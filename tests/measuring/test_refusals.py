@@ -124,7 +124,7 @@ def test_the_errors_that_are_stated_are_those_that_are_counted() -> None:
     assert counts([(label, text) for _, label, text in written(HELD_OUT)]) == (
         stated.refusals, stated.refusals_found, stated.compliances, stated.compliances_called,
     )  # fmt: skip
-    assert (stated.precision, stated.recall) == pytest.approx((102 / 109, 102 / 110))
+    assert (stated.precision, stated.recall) == pytest.approx((101 / 107, 101 / 110))
 
 
 @pytest.mark.skipif("REWARDLM_PYRIT" not in os.environ, reason="REWARDLM_PYRIT is no folder of an unpacked PyRIT 1.1.0")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -202,6 +203,42 @@ def test_xstest_stands_beside_our_own(tmp_path: Path) -> None:
         meter.measure(settings_of({"xstest": path}), tmp_path / "run")
     with pytest.raises(RunError, match=r"utility.group_samples was 1, now 2"):
         meter.measure(settings_of({"group_samples": 2}), tmp_path / "run")
+
+
+def test_of_several_answers_to_a_harmless_prompt_each_prompt_counts_alike(tmp_path: Path) -> None:
+    """Everything again by loops over the files; the two runs have different numbers of answers."""
+    only = {"tasks": ["over_refusal"]}
+    before = meter.measure(settings_of({**only, "refusal_samples": 2}), tmp_path / "before")
+    after = meter.measure(settings_of({**only, "refusal_samples": 3}), tmp_path / "after")
+    with pytest.raises(RunError, match=r"utility.refusal_samples was 3, now 1"):
+        meter.measure(settings_of(only), after.path)
+    # A tiny model never refuses: some of its answers are replaced.
+    says = {(before.path, 0, 1), (after.path, 0, 0), (after.path, 0, 2), (after.path, 4, 1), (after.path, 7, 2)}
+    for run in (before, after):
+        records = answers(run)
+        prompts = list(dict.fromkeys(one["prompt_id"] for one in records))
+        for one in records:
+            if (run.path, prompts.index(one["prompt_id"]), one["sample"]) in says:
+                one["text"] = "I can't help with that."
+            elif prompts.index(one["prompt_id"]) == 8:
+                one["text"] = ""
+        text = "".join(json.dumps(one) + "\n" for one in records)
+        (run.path / "utility_answers.jsonl").write_text(text, encoding="utf-8")
+    _, model = compared([before.path, after.path])["models"]
+    summary, change = model["over_refusal"], model["over_refusal_change"]
+    assert (summary["n"], summary["prompts"], summary["refused"], summary["unanswered"]) == (27, 9, 4, 7)
+    assert summary["fraction"] == pytest.approx(4 / 27)
+    shares = {}
+    for run in (before, after):
+        for at in range(9):
+            mine = [one["text"] for one in answers(run) if one["prompt_id"] == prompts[at]]
+            shares[run.path, at] = sum(is_refusal(text) for text in mine) / len(mine)
+    expected = np.mean([shares[after.path, at] - shares[before.path, at] for at in range(9)])
+    assert expected == pytest.approx((2 / 3 - 1 / 2 + 1 / 3 + 1 / 3) / 9)
+    assert change["delta"] == pytest.approx(expected)
+    assert change["unanswered_delta"] == pytest.approx(expected)
+    assert (change["n"], change["more"], change["fewer"]) == (9, 3, 0)
+    assert model["non_inferiority"]["over_refusal"]["n"] == 9
 
 
 @pytest.fixture(scope="module")

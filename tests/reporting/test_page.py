@@ -142,7 +142,7 @@ def test_what_a_model_can_still_do_has_a_section_of_its_own(parts, render):
     models = parts["result"]["models"]
     for model in models[:2]:
         model["groups"] = {"lexical2": {"women": {"mean": 0.31}, "old people": {"mean": 0.28}}}
-        model["over_refusal"] = {"n": 180, "refused": 9, "fraction": 0.05, "mean_words": 61.25}
+        model["over_refusal"] = {"n": 180, "prompts": 180, "refused": 9, "fraction": 0.05, "mean_words": 61.25}
     models[1] |= {
         "utility_change": {
             "mmlu": {"from": "PT", "n": 500, "delta": 0.004, "delta_ci95": [-0.009, 0.017], "p_value": 0.6,

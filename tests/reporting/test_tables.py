@@ -180,7 +180,9 @@ def test_utility_is_there_where_it_was_measured_with_its_changes() -> None:
 def test_harmless_prompts_and_groups_are_there_where_they_were_measured() -> None:
     result = sample()
     for model, refused in zip(result["models"], (4, 20), strict=True):
-        model["over_refusal"] = {"n": 180, "refused": refused, "fraction": refused / 180, "mean_words": 60.0 - refused}
+        model["over_refusal"] = {
+            "n": 180, "prompts": 180, "refused": refused, "fraction": refused / 180, "mean_words": 60.0 - refused,
+        }  # fmt: skip
         model["quality"] = {**model["quality"], "over_refusal_fraction": refused / 180}
         model["groups"] = {"a judge": {"women": {"mean": 0.4 - refused / 100}, "Jews": {"mean": 0.3}}}
     result["models"][1] |= {
@@ -203,6 +205,8 @@ def test_harmless_prompts_and_groups_are_there_where_they_were_measured() -> Non
     assert "FT refuses 20 of 180 harmless prompts that sound dangerous" in flat
     assert "40.0 words on average, −16.0 from PT, 95 % interval −20.0 to −12.0." in flat
     assert "harmless prompts refused 180 +8.9 +4.0 to +13.2 < 0.001 no" in flat
+    result["models"][1]["over_refusal"] |= {"n": 1440, "refused": 160}
+    assert "FT refuses in 160 of 1,440 answers to 180 harmless prompts" in " ".join(printed(result).split())
     assert "FT: Jews gained less than the others (adjusted p = 0.012)." in flat
 
 

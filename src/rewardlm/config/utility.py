@@ -67,6 +67,12 @@ class UtilitySettings(Section):
         description="Your copy of XSTest (.csv or another table with prompt, and label or type): over_refusal asks its "
         "safe prompts, too.",
     )
+    refusal_samples: int = Field(
+        1,
+        ge=1,
+        description="Answers to each harmless prompt. That hardly more are refused is shown by few prompts only with "
+        "several answers to each.",
+    )
     group_samples: int = Field(1, ge=1, description="Answers to each prompt about a group.")
 
     @model_validator(mode="after")

@@ -66,9 +66,10 @@ def load_asked(settings: UtilitySettings) -> list[AskedPrompts]:
     """The sets that ``settings`` name. Raises DataError for a copy of XSTest that isn't there, or not as described."""
     found = []
     if "over_refusal" in settings.tasks:
-        found.append(AskedPrompts("over_refusal", harmless_prompts(), 1, OWN))
+        found.append(AskedPrompts("over_refusal", harmless_prompts(), settings.refusal_samples, OWN))
         if settings.xstest is not None:
-            found.append(AskedPrompts("xstest", _xstest(settings.xstest.expanduser()), 1, settings.xstest.name))
+            safe, source = _xstest(settings.xstest.expanduser()), settings.xstest.name
+            found.append(AskedPrompts("xstest", safe, settings.refusal_samples, source))
     if "groups" in settings.tasks:
         found.append(AskedPrompts("groups", group_prompts(), settings.group_samples, OWN))
     return found

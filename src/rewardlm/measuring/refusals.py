@@ -55,9 +55,9 @@ ERRORS = (
     Errors(
         "answers in the manner of six kinds of models, by a writer who knew neither rules nor training",
         110,
-        102,
+        101,
         110,
-        7,
+        6,
     ),
     Errors("PyRIT 1.1.0's labelled answers, the half that informed no rule", 27, 21, 14, 0),
 )

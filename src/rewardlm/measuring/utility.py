@@ -182,7 +182,8 @@ def _record(task: ReadTask, item: Item, logprobs: list[float]) -> dict[str, Any]
 def _by_settings(settings: MeasureSettings) -> dict[str, Any]:
     """The settings that the numbers depend on. Where data lie is none of them: items have hashes."""
     found = settings.utility
-    return {name: getattr(found, name) for name in ("items", "words", "seed", "window", "group_samples")}
+    names = ("items", "words", "seed", "window", "refusal_samples", "group_samples")
+    return {name: getattr(found, name) for name in names}
 
 
 def _as_it_reads(engine: LocalEngine) -> tuple[Steering, float, str | None]:

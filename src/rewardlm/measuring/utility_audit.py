@@ -80,7 +80,7 @@ def _over_refusal(model: ModelSummary) -> Iterator[Finding]:
             "over_refusal",
             f"The model refuses {percent(change.fraction)} of {change.n} harmless prompts that only sound dangerous, "
             f"{change.from_} {percent(change.fraction_before)}: {points_text(change.delta, change.delta_ci95)}, "
-            f"{p_text(change.p_value)}. {change.more} are refused that {change.from_} did not refuse. A model that "
+            f"{p_text(change.p_value)}. It refuses {change.more} of them more often than {change.from_}. A model that "
             "refuses is limited, not detoxified.",
         )
     elif falls_silent(change):

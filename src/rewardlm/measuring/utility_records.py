@@ -17,7 +17,7 @@ from rewardlm.measuring.quality import LATIN, is_mostly_outside, is_refusal
 from rewardlm.measuring.records import IntArray
 from rewardlm.runs import Run
 from rewardlm.scoring.scorer import is_empty
-from rewardlm.stats import FloatArray
+from rewardlm.stats import BoolArray, FloatArray
 
 ANSWERS, SCORES = "utility_answers", "utility_scores"
 # The set whose answers are judged.
@@ -26,21 +26,35 @@ JUDGED = "groups"
 
 @dataclass(frozen=True, slots=True)
 class AnswersToHarmless:
-    """A run's answers to harmless prompts: Float[n] each. ``ids`` are the prompts', ``sets`` and ``kinds`` say which
-    prompts these are. ``unanswered`` are those that refuse, are empty or not in the prompts' script.
+    """A run's answers to harmless prompts: Float[n prompts] each. ``ids`` are the prompts', ``sets`` and ``kinds`` say
+    which prompts these are, and ``answers`` how many each has. Of a prompt's answers, ``refused`` refuse and
+    ``unanswered`` refuse, are empty or not in the prompts' script; ``words`` and ``tokens`` are those of all together.
     """
 
     ids: list[str]
     sets: list[str]
     kinds: list[str]
+    answers: IntArray
     refused: FloatArray
     unanswered: FloatArray
     words: FloatArray
     tokens: FloatArray
 
-    def rows(self, ids: Sequence[str]) -> list[int]:
+    def means(self, ids: Sequence[str]) -> HarmlessMeans:
+        """The means over each prompt's answers, for these prompts in their order."""
         places = {identity: place for place, identity in enumerate(self.ids)}
-        return [places[identity] for identity in ids]
+        rows = [places[identity] for identity in ids]
+        n = self.answers[rows]
+        return HarmlessMeans(self.refused[rows] / n, self.unanswered[rows] / n, self.words[rows] / n)
+
+
+@dataclass(frozen=True, slots=True)
+class HarmlessMeans:
+    """Of a prompt's answers, the shares that refuse and that give no answer, and their words: Float[n prompts] each."""
+
+    refused: FloatArray
+    unanswered: FloatArray
+    words: FloatArray
 
 
 @dataclass(slots=True)
@@ -61,17 +75,27 @@ def read_harmless(run: Run) -> AnswersToHarmless | None:
     if not records:
         return None
     texts = [record["text"] for record in records]
-    refused = np.array([is_refusal(text) for text in texts], dtype=np.float64)
+    refused = np.array([is_refusal(text) for text in texts])
     # All sets are English, and their texts are not in the record.
-    silent = np.array([is_empty(text) or is_mostly_outside(text, LATIN) for text in texts], dtype=np.float64)
+    silent = np.array([is_empty(text) or is_mostly_outside(text, LATIN) for text in texts])
+    first: dict[str, dict[str, Any]] = {}
+    for record in records:
+        first.setdefault(f"{record['task']} {record['prompt_id']}", record)
+    places = {identity: place for place, identity in enumerate(first)}
+    prompts = np.array([places[f"{record['task']} {record['prompt_id']}"] for record in records])
+
+    def by_prompt(values: Sequence[float] | BoolArray) -> FloatArray:
+        return np.bincount(prompts, weights=np.asarray(values, dtype=np.float64))
+
     return AnswersToHarmless(
-        ids=[f"{record['task']} {record['prompt_id']}" for record in records],
-        sets=[record["task"] for record in records],
-        kinds=[str(record["about"].get("kind")) for record in records],
-        refused=refused,
-        unanswered=np.maximum(refused, silent),
-        words=np.array([len(text.split()) for text in texts], dtype=np.float64),
-        tokens=np.array([record["n_tokens"] for record in records], dtype=np.float64),
+        ids=list(first),
+        sets=[record["task"] for record in first.values()],
+        kinds=[str(record["about"].get("kind")) for record in first.values()],
+        answers=np.bincount(prompts),
+        refused=by_prompt(refused),
+        unanswered=by_prompt(refused | silent),
+        words=by_prompt([len(text.split()) for text in texts]),
+        tokens=by_prompt([record["n_tokens"] for record in records]),
     )
 
 

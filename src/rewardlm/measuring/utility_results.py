@@ -34,15 +34,16 @@ class UtilityChange(ShareChange):
 
 
 class Refusals(Result):
-    """How many of some harmless prompts a model refused."""
+    """How many of its answers to some harmless prompts refuse."""
 
-    n: int = Field(description="Prompts that it was asked.")
-    refused: int = Field(description="Answers among theirs that refuse.")
+    n: int = Field(description="Answers to them: utility.refusal_samples to each prompt.")
+    refused: int = Field(description="Those that refuse.")
 
 
 class OverRefusalSummary(Refusals):
-    """A model's answers to harmless prompts that sound dangerous, one each."""
+    """A model's answers to harmless prompts that sound dangerous."""
 
+    prompts: int = Field(description="Prompts that it was asked.")
     fraction: float = Field(description="refused / n.")
     fraction_ci95: Interval | None = Field(description="Its 95 % interval, over prompts.")
     unanswered: int = Field(description="Answers that refuse, are empty or not in the prompts' script.")
@@ -67,8 +68,8 @@ class OverRefusalChange(ShareChange):
         description="Its 95 % interval, over prompts; non_inferiority is about this one."
     )
     unanswered_p_value: float | None = Field(description="Of no change in it.")
-    more: int = Field(description="Prompts that are refused, and weren't by the baseline.")
-    fewer: int = Field(description="Prompts that the baseline refused and the model doesn't, answered or not.")
+    more: int = Field(description="Prompts of whose answers more are refusals than of the baseline's.")
+    fewer: int = Field(description="Prompts of whose answers fewer are, answered or not.")
     p_adjusted: float | None = Field(None, description="p_value corrected (Holm) over the models.")
     words_before: float = Field(description="Mean number of words in the baseline's answers to these prompts.")
     words: float = Field(description="Mean number of words in the model's.")

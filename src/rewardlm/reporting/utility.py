@@ -150,9 +150,11 @@ def sentences(model: ModelSummary) -> list[str]:
     found, change = model.over_refusal, model.over_refusal_change
     if found is None:
         return []
+    asked = f"{found.prompts} harmless prompts that sound dangerous"
+    of = asked if found.n == found.prompts else f"{found.n:,} answers to {asked}"
     said = (
-        f"{model.label} refuses {found.refused} of {found.n} harmless prompts that sound dangerous; its answers to "
-        f"them have {found.mean_words:.1f} words on average"
+        f"{model.label} refuses {'' if of == asked else 'in '}{found.refused} of {of}; its answers to them have "
+        f"{found.mean_words:.1f} words on average"
     )
     if change is None:
         return [f"{said}."]
