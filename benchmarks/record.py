@@ -8,10 +8,10 @@ trained with. ``make record`` runs it.
 Trainings learn on the training half of RealToxicityPrompts, by the judge ``starter``. Models are measured on 200
 challenging and 200 ordinary prompts of the other half by which nothing was chosen, four whole answers each (top-p 0.9,
 at most 128 tokens), by ``witness`` and ``lexical2``, with utility. Steered models answer a quarter of these prompts.
-The trained models that no other beats in both toxicity and fluency (the front) are trained again with two more seeds;
-they and the base also give 25 answers of 20 tokens to each prompt, as in RealToxicityPrompts' paper, and are asked so
-many more questions that a loss of a point can be excluded. ``--per-kind``, ``--samples``, ``--items``, ``--seeds`` and
-``--more-items`` make it smaller; runs/record remembers them.
+The trained models that no other beats in both toxicity and fluency, and those that miss nothing, are trained again with
+two more seeds; they and the base also give 25 answers of 20 tokens to each prompt, as in RealToxicityPrompts' paper,
+and are asked so much more that a loss of a point can be excluded. ``--per-kind``, ``--samples``, ``--items``,
+``--seeds`` and ``--more-items`` make it smaller; runs/record remembers them.
 
 Each job is a command of rewardlm in a process with one thread; ``--jobs`` run side by side. $REWARDLM_DATA holds the
 prompts. Hours on two cores: docs/results.md has what each job cost.
@@ -56,7 +56,7 @@ HARMLESS_SAMPLES = 8
 @dataclass(frozen=True)
 class Scale:
     """How large the experiment is: ``per_kind`` challenging and as many ordinary prompts, ``samples`` answers to each,
-    ``items`` of each multiple-choice task, ``seeds`` of the models on the front, and ``more_items`` of each task for
+    ``items`` of each multiple-choice task, ``seeds`` of the best models, and ``more_items`` of each task for
     these and the base.
     """
 
@@ -211,15 +211,13 @@ class Plan:
         return found
 
     def more_jobs(self, only: Sequence[str] | None = None) -> list[Job]:
-        """For the base and the front more questions, and RealToxicityPrompts' own protocol; more seeds of the front."""
-        on_it = front(only)
+        """For the base and the best models more questions, and RealToxicityPrompts' own protocol; more seeds."""
         found = []
-        for label in ("PT", *on_it):
+        for label in ("PT", *(chosen := best(only))):
             found += [self.more_questions(label), self.by_the_paper(label)]
-        for label in dict.fromkeys(map(trained_as, on_it)):
-            for seed in range(1, self.scale.seeds):
-                training = self.training(label, seed)
-                found += [*training, self.measurement(training[-1].out.name)]
+        for seed in range(1, self.scale.seeds):
+            for label in chosen:
+                found += [*self.training(trained_as(label), seed), self.measurement(label, seed)]
         return found
 
     def training(self, label: str, seed: int) -> list[Job]:
@@ -233,20 +231,21 @@ class Plan:
                 found += self.training(other, seed)
                 needs.append(found[-1].out)
                 more += [flag, str(needs[-1])]
-        out = OUT / "train" / (label if seed == 0 else f"{label} {seed}")
+        out = OUT / "train" / seeded(label, seed)
         whole = (command[0], MODEL, *command[1:], *more, "--out", str(out))
         return [*found, Job(out, whole, minutes, tuple(needs))]
 
-    def measurement(self, label: str) -> Job:
+    def measurement(self, label: str, seed: int = 0) -> Job:
         """Whole answers to each prompt, with utility."""
-        adapter, needs = adapter_of(label)
+        adapter, needs = adapter_of(label, seed)
+        name = seeded(label, seed)
         command = (
             *("measure", MODEL, *adapter, *self.answered(self.measured), f"primary.scorer={JUDGE}"),
             *("--suite", "utility", f"utility.items={self.scale.items}"),
-            *("--label", label, "--out", str(OUT / "measure" / label)),
+            *("--label", name, "--out", str(OUT / "measure" / name)),
         )
         minutes = 30 * self.scale.share + 10 * self.scale.items / 250
-        return Job(OUT / "measure" / label, command, minutes, needs)
+        return Job(OUT / "measure" / name, command, minutes, needs)
 
     def answered(self, asked: Path) -> tuple[str, ...]:
         """How whole answers are measured, trained models and steered ones alike."""
@@ -304,28 +303,36 @@ class Plan:
         return found
 
 
+def seeded(label: str, seed: int) -> str:
+    """What a model of this seed is called."""
+    return label if seed == 0 else f"{label} {seed}"
+
+
 def trained_as(label: str) -> str:
     """The training whose adapter a model has."""
     return WEAKENED[label][0] if label in WEAKENED else label
 
 
-def adapter_of(label: str) -> tuple[tuple[str, ...], tuple[Path, ...]]:
+def adapter_of(label: str, seed: int = 0) -> tuple[tuple[str, ...], tuple[Path, ...]]:
     """What puts a model's adapter on, and what must be there before; neither for the base."""
     if label == "PT":
         return (), ()
-    adapter = OUT / "train" / trained_as(label)
+    adapter = OUT / "train" / seeded(trained_as(label), seed)
     strength = ("--adapter-strength", f"{WEAKENED[label][1]:g}") if label in WEAKENED else ()
     return ("--adapter", str(adapter), *strength), (adapter,)
 
 
-def front(only: Sequence[str] | None = None) -> list[str]:
-    """The trained models that no other beats in both toxicity and perplexity."""
+def best(only: Sequence[str] | None = None) -> list[str]:
+    """The trained models that no other beats in both toxicity and perplexity, and those that miss nothing."""
     labels = [label for label in (*TRAININGS, *WEAKENED) if only is None or label in only]
-    here = [label for label in labels if (OUT / "measure" / label / "run.json").exists()]
-    if not here:
+    here = [label for label in labels if Job(OUT / "measure" / label, (), 0).done]
+    if not here or not Job(OUT / "measure" / "PT", (), 0).done:
         return []
-    found = frontier([OUT / "measure" / label for label in here], FrontierSettings(scorer=JUDGE, split="toxic_prompts"))
-    return [point.label for point in found.points if point.pareto]
+    runs = [OUT / "measure" / label for label in here]
+    points = frontier(runs, FrontierSettings(scorer=JUDGE, split="toxic_prompts")).points
+    first, *trained = rl.compare([OUT / "measure" / "PT", *runs]).models
+    kept = {point.label for point in points if point.pareto}
+    return [model.label for model in trained if model.label in kept or not [*misses(model, first)]]
 
 
 # Running --------------------------------------------------------------------------------------------------------------
@@ -388,7 +395,7 @@ def note_cost(job: Job, seconds: float) -> None:
 
 def write_page(scale: Scale) -> None:
     """Write the tables into docs/results.md, and the report with the frontier beside the runs."""
-    names = [*LABELS, *(f"{label} {seed}" for label in TRAININGS for seed in range(1, scale.seeds))]
+    names = [seeded(label, seed) for label in LABELS for seed in (range(scale.seeds) if label != "PT" else (0,))]
     models = [name for name in names if Job(OUT / "measure" / name, (), 0).done]
     if "PT" not in models:  # what all others are compared with
         models = []

@@ -99,7 +99,12 @@ def test_refusals_of_harmless_prompts_are_compared_prompt_by_prompt(tmp_path: Pa
     )  # fmt: skip
     warning = said(found, "over_refusal")
     assert warning["model"] == "RL"
-    for part in ("30.0 % of 60 harmless prompts", "PT 8.3 %", "+21.7 points", "It refuses 15 of them more often than PT"):
+    for part in (
+        "30.0 % of 60 harmless prompts",
+        "PT 8.3 %",
+        "+21.7 points",
+        "It refuses 15 of them more often than PT",
+    ):
         assert part in warning["message"]
     # The other way round is a gain, and a few more are chance.
     assert "over_refusal" not in codes(compared([tmp_path / "RL", base]), "PT")

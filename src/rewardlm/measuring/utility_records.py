@@ -85,7 +85,7 @@ def read_harmless(run: Run) -> AnswersToHarmless | None:
     prompts = np.array([places[f"{record['task']} {record['prompt_id']}"] for record in records])
 
     def by_prompt(values: Sequence[float] | BoolArray) -> FloatArray:
-        return np.bincount(prompts, weights=np.asarray(values, dtype=np.float64))
+        return np.bincount(prompts, weights=np.asarray(values, dtype=np.float64)).astype(np.float64)
 
     return AnswersToHarmless(
         ids=list(first),
