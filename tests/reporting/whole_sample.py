@@ -31,7 +31,8 @@ def whole_comparison() -> Comparison:
             "disagreement": {"lexical": {"scored": 700, "mean": 0.2, "fraction_over_half": 0.1}},
             "utility": {"hellaswag": {"n": 100, "value": 0.4, "ci95": ENDS}},
             "over_refusal": {
-                "n": 180, "prompts": 180, "refused": 4, "fraction": 0.02, "fraction_ci95": [0.01, 0.04], "mean_words": 50.0,
+                "n": 180, "prompts": 180, "refused": 4, "fraction": 0.02, "fraction_ci95": [0.01, 0.04],
+                "mean_words": 50.0,
                 "sets": {"own prompts": {"n": 180, "refused": 4}}, "kinds": {"homonym": {"n": 9, "refused": 1}},
             },
             "groups": {
