@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 import torch
 from peft import PeftModel
+from small_encoders import small_encoder, small_roberta
 from transformers import (
     AutoModel,
     AutoModelForSequenceClassification,
@@ -20,20 +21,17 @@ from transformers import (
     GPT2Config,
     LlamaConfig,
     ModernBertConfig,
-    RobertaConfig,
 )
 
-from rewardlm.config import ModelSettings
 from rewardlm.errors import ModelError, TrainingError
 from rewardlm.judges.settings import JudgeTrainSettings
 from rewardlm.judges.train import train_judge
 from rewardlm.judges.trainer import head_of
-from rewardlm.models.load import load_policy
 from rewardlm.scoring.classifier import ClassifierScorer
 
 WIDE = {"hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 2, "num_attention_heads": 4}
 FAMILIES = {
-    "roberta": lambda **more: RobertaConfig(**WIDE, **more, max_position_embeddings=80),
+    "roberta": small_roberta,
     "distilbert": lambda **more: DistilBertConfig(**more, dim=32, hidden_dim=64, n_layers=2, n_heads=4),
     "electra": lambda **more: ElectraConfig(**WIDE, **more, embedding_size=32),
     "deberta_v2": lambda **more: DebertaV2Config(**WIDE, **more, pooler_hidden_size=32),
@@ -68,17 +66,8 @@ def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def encoder(family: str, folder: Path) -> str:
-    """A random model of the family without a head, as its maker would publish it."""
-    tokenizer = load_policy(ModelSettings(model="tiny", device="cpu")).tokenizer
-    special = {"pad_token_id": tokenizer.pad_token_id, "bos_token_id": 1, "eos_token_id": tokenizer.eos_token_id}
-    torch.manual_seed(0)
-    model = AutoModel.from_config(FAMILIES[family](vocab_size=len(tokenizer), **special), dtype=torch.float32)
-    for parameter in model.parameters():
-        if parameter.dim() > 1:
-            torch.nn.init.normal_(parameter, std=0.2)
-    model.save_pretrained(folder)
-    tokenizer.save_pretrained(folder)
-    return str(folder)
+    """A random model of the family without a head."""
+    return small_encoder(FAMILIES[family], folder)
 
 
 @pytest.mark.slow

@@ -11,10 +11,9 @@ from pathlib import Path
 import pytest
 import torch
 from peft import PeftModel
-from torch import nn
+from small_encoders import small_encoder
 from transformers import (
     AutoConfig,
-    AutoModel,
     AutoModelForSequenceClassification,
     AutoTokenizer,
     LlamaConfig,
@@ -22,12 +21,11 @@ from transformers import (
     RobertaConfig,
 )
 
-from rewardlm.config import ModelSettings, build
+from rewardlm.config import build
 from rewardlm.errors import ConfigError, ModelError
 from rewardlm.judges.frozen import FrozenLayers, frozen_names, pad_states
 from rewardlm.judges.settings import JudgeTrainSettings
 from rewardlm.judges.train import train_judge
-from rewardlm.models.load import load_policy
 from rewardlm.scoring.classifier import ClassifierScorer
 
 SMALL = {"hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 4, "num_attention_heads": 4}
@@ -40,16 +38,7 @@ ROWS = [[5, 6, 7, 8, 9, 10], [11, 12], [13, 14, 15, 16]]
 
 
 def encoder(family: str, folder: Path) -> str:
-    tokenizer = load_policy(ModelSettings(model="tiny", device="cpu")).tokenizer
-    torch.manual_seed(0)
-    ids = {"pad_token_id": tokenizer.pad_token_id, "bos_token_id": 1, "eos_token_id": tokenizer.eos_token_id}
-    model = AutoModel.from_config(FAMILIES[family](vocab_size=len(tokenizer), **ids), dtype=torch.float32)
-    for parameter in model.parameters():
-        if parameter.dim() > 1:
-            nn.init.normal_(parameter, std=0.2)
-    model.save_pretrained(folder)
-    tokenizer.save_pretrained(folder)
-    return str(folder)
+    return small_encoder(FAMILIES[family], folder)
 
 
 def batch(padding: int) -> tuple[torch.Tensor, torch.Tensor]:

@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 import torch
 from safetensors.torch import load_file
+from small_encoders import small_encoder, small_roberta
 from transformers import AutoModelForSequenceClassification, AutoTokenizer
 
 from rewardlm.errors import DataError, ModelError
@@ -232,7 +233,8 @@ def test_too_little_data_is_said(tmp_path: Path) -> None:
 def test_a_killed_training_goes_on_to_the_same_weights(data: Path, tmp_path: Path) -> None:
     """Stopped by an error in the middle, then started again: the weights are those of an uninterrupted run."""
     torch.set_num_threads(1)
-    wanted = settings(data, epochs=1.0, lora={"r": 4, "alpha": 8}, limit=240, evaluations=3)
+    encoder = small_encoder(small_roberta, tmp_path / "encoder")
+    wanted = settings(data, encoder=encoder, epochs=1.0, lora={"r": 4, "alpha": 8}, limit=240, evaluations=3)
     whole = train_judge(wanted, tmp_path / "whole")
 
     class Killed(Exception):
@@ -263,8 +265,9 @@ def test_the_best_weights_are_kept_or_the_last(tmp_path: Path, keep: str) -> Non
             [["text", "toxicity"], *([text, lot.choice("01")] for text in sentences(KIND + RUDE, 560))]
         )
     wanted = settings(
-        path, epochs=3, tuning="full", learning_rate=5e-4, limit=200, evaluations=1, calibration="none", keep=keep
-    )
+        path, encoder=small_encoder(small_roberta, tmp_path / "encoder"), epochs=6, tuning="full", learning_rate=1e-2,
+        limit=200, evaluations=1, calibration="none", keep=keep,
+    )  # fmt: skip
     run = train_judge(wanted, tmp_path / "judge")
     losses = {record["step"]: record["eval_loss"] for record in run.read("metrics") if "eval_loss" in record}
     best, last = min(losses, key=lambda step: losses[step]), max(losses)
