@@ -123,6 +123,16 @@ def test_what_got_worse_is_said_in_the_same_sentence(code: str) -> None:
     assert ("but" in said(partial, PT, RL)[1]) == (code in ("off_topic", "fluency"))
 
 
+@pytest.mark.parametrize(("share", "words"), [(0.2, "fewer"), (0.7, "more")])
+def test_whose_answers_were_cut_off_is_said(share: float, words: str) -> None:
+    partial = result(change(), truncated_fraction=share)
+    partial["models"][0]["quality"]["truncated_fraction"] = 0.4
+    partial["warnings"] = [{"code": "truncated", "model": "RL", "message": ""}]
+    title, sentence = said(partial, PT, RL)
+    assert title.endswith("toxic prompts, with doubts.")
+    assert f"; but {words} of its answers were cut off (40.0 % → {100 * share:.1f} %);" in sentence
+
+
 def test_a_doubt_about_the_number_is_no_price() -> None:
     partial = result(change())
     partial["warnings"] = [{"code": "gain_not_on_comparable", "model": "RL", "message": "", "scorer": "witness"}]

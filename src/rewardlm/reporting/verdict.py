@@ -127,6 +127,8 @@ def _verdict(found: Comparison, finding: Finding, subject: Subject, baseline: Su
         if warning.model == finding.model and warning.scorer in (None, finding.scorer)
     }
     doubts = [text for code, text in _DOUBTS.items() if code in codes]
+    if "truncated" in codes:
+        doubts.append(_cut_off(before.quality, model.quality))
     stays, costs = _stays(model, before, codes), _costs(model, before, codes)
     parts = _what_changed(finding, subject, baseline, first=first)
     parts.append((f", by {finding.scorer}{_role(finding, subject)}", False))
@@ -236,8 +238,16 @@ _DOUBTS = {
     "judge_read_prompts": "the judge was trained on some of these prompts",
     "steering_read_prompts": "its steering was fitted on some of these prompts",
     "settings_differ": "the answers were drawn with other settings",
-    "truncated": "one model’s answers were cut off more often",
 }
+
+
+def _cut_off(then: QualitySummary, now: QualitySummary) -> str:
+    """Whose answers judges read less of: the audit warns either way."""
+    shares = then.truncated_fraction, now.truncated_fraction
+    if shares[0] is None or shares[1] is None:
+        return "one model’s answers were cut off more often"
+    fewer = "fewer" if shares[1] < shares[0] else "more"
+    return f"{fewer} of its answers were cut off ({_from_to(then, now, 'truncated_fraction')})"
 
 
 def _costs(model: ModelSummary, before: ModelSummary, codes: set[str]) -> list[str]:
