@@ -131,7 +131,12 @@ TRAININGS: dict[str, tuple[tuple[str, ...], str | None, str | None, float]] = {
 # By label: a trained model, and by what everything that its adapter adds is multiplied.
 WEAKENED: dict[str, tuple[str, float]] = {"DPO twice × 0.8": ("DPO twice", 0.8)}
 # The models with the first seed, as the tables have them.
-LABELS = ("PT", *TRAININGS, *WEAKENED)
+LABELS = ("PT", *(
+    label for trained in TRAININGS
+    for label in (trained, *(weaker for weaker, (source, _) in WEAKENED.items() if source == trained))
+))  # fmt: skip
+# Whose answers to a quarter of the prompts the steered models' are held against.
+NOT_STEERED = "not steered"
 STEERINGS: dict[str, tuple[tuple[str, ...], float]] = {
     "system": ((), 1),
     "best-of-n": ((), 4),
@@ -288,7 +293,9 @@ class Plan:
             *("--max-new-tokens", "48", "--scorer", TEACHER, "generation.top_p=0.9", "similarity=false"),
             *("perplexity=false", "counter_narrative=null", "--label", "PT", "--out", str(learn)),
         )
-        found = [Job(learn, command, 5)]
+        out, asked = OUT / "measure" / NOT_STEERED, self.answered(self.measured.with_name("quarter.jsonl"))
+        base = ("measure", MODEL, *asked, f"primary.scorer={JUDGE}", "--label", NOT_STEERED, "--out", str(out))
+        found = [Job(learn, command, 5), Job(out, base, 6 * self.scale.share)]
         for method, (settings, strength) in STEERINGS.items():
             fitted = OUT / "steer" / method
             fit = ("steer", "fit", MODEL, "--method", method, "--run", str(learn), "--judge", TEACHER, *settings)
@@ -296,8 +303,7 @@ class Plan:
             out = OUT / "measure" / method
             measure = (
                 *("measure", MODEL, "--steer", str(fitted), "--strength", str(strength)),
-                *(*self.answered(self.measured.with_name("quarter.jsonl")), f"primary.scorer={JUDGE}"),
-                *("--label", method, "--out", str(out)),
+                *(*asked, f"primary.scorer={JUDGE}", "--label", method, "--out", str(out)),
             )
             found.append(Job(out, measure, (20 if method == "pplm" else 6) * self.scale.share, (fitted,)))
         return found
@@ -399,7 +405,7 @@ def write_page(scale: Scale) -> None:
     models = [name for name in names if Job(OUT / "measure" / name, (), 0).done]
     if "PT" not in models:  # what all others are compared with
         models = []
-    methods = [name for name in STEERINGS if Job(OUT / "measure" / name, (), 0).done]
+    methods = [name for name in (NOT_STEERED, *STEERINGS) if Job(OUT / "measure" / name, (), 0).done]
     for mark, rows in (
         ("record", [*main_table(models), "", *steering_table(methods)]),
         ("record-questions", list(questions_table(finished("questions")))),

@@ -12,7 +12,7 @@ import torch
 from safetensors.torch import load_file
 from small_models import random_policy, tiny_policy
 
-from rewardlm.config import FinetuneSettings, LoraSettings, ModelSettings
+from rewardlm.config import FinetuneSettings, LoraSettings, MergeSettings, ModelSettings
 from rewardlm.errors import ConfigError, ModelError
 from rewardlm.models.load import Policy, load_policy
 from rewardlm.models.lora import add_lora, load_adapter, save_adapter
@@ -45,7 +45,7 @@ def merged(out: Path, **settings: Any) -> tuple[dict[str, Any], list[str], list[
     said: list[str] = []
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always", UserWarning)
-        record = merge(ModelSettings(**{**CPU, **settings}), out, say=said.append)
+        record = merge(MergeSettings(**{**CPU, **settings}), out, say=said.append)
     return record, said, [str(w.message) for w in caught if "nats" in str(w.message)]
 
 
@@ -70,6 +70,26 @@ def test_a_plain_models_folder_is_the_model_with_its_adapter(tmp_path: Path) -> 
         merged(tmp_path / "mine", model="tiny", adapter=adapter)
     with pytest.raises(ConfigError, match="--adapter"):
         merged(tmp_path / "none", model="tiny")
+
+
+@pytest.mark.parametrize("strength", [0.0, 0.5])
+def test_an_adapter_is_merged_at_the_strength_that_was_measured(tmp_path: Path, strength: float) -> None:
+    """W + strength · (alpha / r) · B·A, added up here from the adapter's own file."""
+    adapter = adapter_on(tiny_policy(), tmp_path / "adapter")
+    record, _, warned = merged(tmp_path / "out", model="tiny", adapter=adapter, adapter_strength=strength)
+    assert (record["adapter_strength"], warned) == (strength, [])
+    plain, parts = tiny_policy().model.state_dict(), load_file(adapter / "adapter_model.safetensors")
+    config = json.loads((adapter / "adapter_config.json").read_text())
+    found = load_policy(ModelSettings(**CPU, model=str(tmp_path / "out"))).model.state_dict()
+    grown = 0
+    for name, a in parts.items():
+        if "lora_A" in name:
+            b = parts[name.replace("lora_A", "lora_B")]
+            weight = name.removeprefix("base_model.model.").replace(".lora_A", "")
+            added = strength * config["lora_alpha"] / config["r"] * (b.float() @ a.float())
+            torch.testing.assert_close(found[weight], plain[weight] + added, atol=1e-5, rtol=1e-5)
+            grown += 1
+    assert grown > 0
 
 
 @pytest.mark.slow

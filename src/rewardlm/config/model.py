@@ -86,3 +86,8 @@ class MergeSettings(ModelSettings):
     load: Annotated[Literal["8bit", "4bit"] | None, Flag()] = Field(
         None, description="Merge into the base's weights as this quantisation rounds them; by default as they are."
     )
+    adapter_strength: Annotated[float | None, Flag()] = Field(
+        None,
+        ge=0,
+        description="Multiplies what the adapter adds before it is merged, as measure --adapter-strength does.",
+    )

@@ -19,13 +19,13 @@ import torch
 from torch import Tensor
 from transformers.pytorch_utils import Conv1D
 
-from rewardlm.config import ModelSettings, QuantisationSettings
+from rewardlm.config import MergeSettings, QuantisationSettings
 from rewardlm.data.dialogues import load_dialogues, pairs
 from rewardlm.disk import nothing_left, writing
 from rewardlm.errors import ConfigError, ModelError
 from rewardlm.models.load import Policy, load_policy, resolve_device, resolve_dtype
 from rewardlm.models.logprobs import vocabulary_kl
-from rewardlm.models.lora import adapter_hash, load_adapter
+from rewardlm.models.lora import adapter_hash, load_adapter, set_strength
 from rewardlm.models.quantised import full_weight, quantised_layers
 from rewardlm.progress import ProgressCallback
 from rewardlm.runs import training_of, write_atomically
@@ -39,15 +39,16 @@ _NOTABLE = 0.01
 
 
 def merge(
-    settings: ModelSettings, out: Path, *, say: Callable[[str], None], report: ProgressCallback | None = None
+    settings: MergeSettings, out: Path, *, say: Callable[[str], None], report: ProgressCallback | None = None
 ) -> dict[str, Any]:
     """Write ``settings.model`` with ``settings.adapter`` merged into the folder ``out``, in ``settings.dtype`` (auto:
-    float32), and return its record, which lies beside the weights.
+    float32), and return its record, which lies beside the weights. What the adapter adds is multiplied by
+    ``settings.adapter_strength`` first.
 
     ``say`` gets a sentence on how far the folder's next-token distributions are from those of the model that was
     trained: the adapter unmerged, on the base in its training's precision as far as that is known. A notable
     difference is a warning where another base was merged into. Raises ConfigError without an adapter, and ModelError
-    where ``out`` holds something else.
+    where ``out`` holds something else or the adapter's strength can't be set.
     """
     if settings.adapter is None:
         raise ConfigError("nothing to merge: name the adapter with --adapter")
@@ -61,17 +62,18 @@ def merge(
     plain = load_policy(settings.model_copy(update={"load": None, "dtype": "float32"}))
     if settings.load is None and trained_in["load"] is None:
         # The adapter was trained on the very weights that it is merged into, so they are read once.
-        load_adapter(plain, settings.adapter)
+        _put_on(plain, settings)
         steps.next("reading answers with the adapter")
         before = logits_of_answers(plain)
     else:
-        original = _with_adapter(settings.model_copy(update=trained_in), settings.adapter)
+        original = load_policy(settings.model_copy(update=trained_in))
+        _put_on(original, settings)
         steps.next("reading answers with the adapter")
         before = logits_of_answers(original)
         if settings.load is not None:
             held = original if trained_in["load"] == settings.load else load_policy(settings)
             _fill(plain, held)
-        load_adapter(plain, settings.adapter)
+        _put_on(plain, settings)
     steps.next("merging")
     plain.model = plain.model.merge_and_unload(safe_merge=True).to(dtype)
     steps.next("reading answers with merged weights")
@@ -81,6 +83,7 @@ def merge(
         "model": settings.model,
         "model_source": plain.source,
         "adapter_hash": adapter_hash(settings.adapter),
+        "adapter_strength": settings.adapter_strength,
         "base": settings.load or "full precision",
         "trained_on": trained_in["load"] or "full precision",
         "dtype": str(dtype).removeprefix("torch."),
@@ -104,7 +107,7 @@ class _Steps:
         self._done += 1
 
 
-def _trained_in(settings: ModelSettings) -> dict[str, Any]:
+def _trained_in(settings: MergeSettings) -> dict[str, Any]:
     """What the adapter's own run says of the base that it was trained on; without a run, what was asked for."""
     assert settings.adapter is not None
     run = training_of(settings.adapter)
@@ -118,10 +121,11 @@ def _trained_in(settings: ModelSettings) -> dict[str, Any]:
     }
 
 
-def _with_adapter(settings: ModelSettings, adapter: Path) -> Policy:
-    policy = load_policy(settings)
-    load_adapter(policy, adapter)
-    return policy
+def _put_on(policy: Policy, settings: MergeSettings) -> None:
+    assert settings.adapter is not None
+    load_adapter(policy, settings.adapter)
+    if settings.adapter_strength is not None:
+        set_strength(policy, settings.adapter_strength)
 
 
 @torch.no_grad()
