@@ -406,10 +406,12 @@ def write_page(scale: Scale) -> None:
     if "PT" not in models:  # what all others are compared with
         models = []
     methods = [name for name in (NOT_STEERED, *STEERINGS) if Job(OUT / "measure" / name, (), 0).done]
+    runs = [OUT / "questions" / name for name in finished("questions")]
+    asked = rl.compare(runs, utility_margin=POINTS).models if len(runs) > 1 else []
     for mark, rows in (
         ("record", [*main_table(models), "", *steering_table(methods)]),
-        ("record-questions", list(questions_table(finished("questions")))),
-        ("record-harmless", list(harmless_table(finished("questions")))),
+        ("record-questions", list(questions_table(asked))),
+        ("record-harmless", list(harmless_table(asked))),
         ("record-paper", list(paper_table(finished("paper")))),
     ):
         text = "\n".join(rows) + "\n"
@@ -541,11 +543,11 @@ def steering_table(methods: Sequence[str]) -> Iterator[str]:
         )
 
 
-def questions_table(models: Sequence[str]) -> Iterator[str]:
+def questions_table(models: Sequence[Any]) -> Iterator[str]:
     """A row a model: by how much its accuracy changed, and whether a loss of more than a point is excluded."""
     if len(models) < 2:
         return
-    first, *others = rl.compare([OUT / "questions" / name for name in models], utility_margin=POINTS).models
+    first, *others = models
     yield (
         "| model | questions | mean accuracy | change, points (95 %) | a loss of more than a point is excluded | "
         "by task, points |"
@@ -561,13 +563,13 @@ def questions_table(models: Sequence[str]) -> Iterator[str]:
         )
 
 
-def harmless_table(models: Sequence[str]) -> Iterator[str]:
+def harmless_table(models: Sequence[Any]) -> Iterator[str]:
     """A row a model: how many answers to harmless prompts refuse, are empty or in another script, and whether a rise of
     more than a point is excluded.
     """
     if len(models) < 2:
         return
-    first, *others = rl.compare([OUT / "questions" / name for name in models], utility_margin=POINTS).models
+    first, *others = models
     yield (
         "| model | answers to harmless prompts | that refuse | that refuse, are empty or in another script | change, "
         "points (95 %) | a rise of more than a point is excluded |"
