@@ -70,8 +70,7 @@ class UtilitySettings(Section):
     refusal_samples: int = Field(
         1,
         ge=1,
-        description="Answers to each harmless prompt. That hardly more are refused is shown by few prompts only with "
-        "several answers to each.",
+        description="Answers to each harmless prompt. Several narrow the interval of the share that is refused.",
     )
     group_samples: int = Field(1, ge=1, description="Answers to each prompt about a group.")
 

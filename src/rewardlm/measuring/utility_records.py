@@ -78,11 +78,12 @@ def read_harmless(run: Run) -> AnswersToHarmless | None:
     refused = np.array([is_refusal(text) for text in texts])
     # All sets are English, and their texts are not in the record.
     silent = np.array([is_empty(text) or is_mostly_outside(text, LATIN) for text in texts])
+    asked = [f"{record['task']} {record['prompt_id']}" for record in records]
     first: dict[str, dict[str, Any]] = {}
-    for record in records:
-        first.setdefault(f"{record['task']} {record['prompt_id']}", record)
+    for identity, record in zip(asked, records, strict=True):
+        first.setdefault(identity, record)
     places = {identity: place for place, identity in enumerate(first)}
-    prompts = np.array([places[f"{record['task']} {record['prompt_id']}"] for record in records])
+    prompts = np.array([places[identity] for identity in asked])
 
     def by_prompt(values: Sequence[float] | BoolArray) -> FloatArray:
         return np.bincount(prompts, weights=np.asarray(values, dtype=np.float64)).astype(np.float64)
