@@ -263,7 +263,8 @@ def harmless(model: Model, rng: np.random.Generator) -> AnswersToHarmless:
     refused = (rng.random(HARMLESS) < model.over_refusal) * 1.0
     ids = [str(n) for n in range(HARMLESS)]
     same = [["over_refusal"] * HARMLESS, ["any"] * HARMLESS]
-    return AnswersToHarmless(ids, *same, refused, refused, np.full(HARMLESS, 20.0), np.full(HARMLESS, 25.0))
+    once = np.ones(HARMLESS, dtype=np.intp)
+    return AnswersToHarmless(ids, *same, once, refused, refused, np.full(HARMLESS, 20.0), np.full(HARMLESS, 25.0))
 
 
 def groups(model: Model, world: World, rng: np.random.Generator, judges: dict[str, FloatArray]) -> AnswersAboutGroups:

@@ -44,8 +44,9 @@ from rewardlm.measuring.frontier import Cells, at_equal_fluency
 from rewardlm.measuring.grid import Rule
 from rewardlm.measuring.group_gains import groups_changes
 from rewardlm.measuring.non_inferiority import non_inferiority
-from rewardlm.measuring.utility_records import AnswersAboutGroups
-from rewardlm.measuring.utility_results import UtilityChange
+from rewardlm.measuring.over_refusal import over_refusal_change
+from rewardlm.measuring.utility_records import AnswersAboutGroups, AnswersToHarmless
+from rewardlm.measuring.utility_results import OverRefusalChange, UtilityChange
 from rewardlm.measuring.utility_scores import TaskScores
 from rewardlm.stats import difference_of_means
 from rewardlm.steering.choose import Tried, best_of, p_value_random
@@ -59,6 +60,7 @@ SIZES = (5, 10, 20, 57, 300)
 LEVEL, BAR = 0.05, 0.06
 # Flips and resamples per test: fewer than the commands draw, which makes p coarser but not smaller.
 FLIPS, RESAMPLES = 1_000, 100
+RULE = Rule(0.5, False, FLIPS, 0)
 NAN = float("nan")
 
 
@@ -421,6 +423,8 @@ def by_group(before: Grid, after: Grid) -> Found:
 
 # The loss in utility that must be excluded: of 10 points, because 300 questions can say little about one point.
 MARGIN = 0.1
+# And of 5 points in refusals of harmless prompts, the gate's default.
+REFUSALS_MARGIN = 0.05
 
 
 def questions(lost: float, won: float) -> Draw:
@@ -446,12 +450,40 @@ def articles(rise: float) -> Draw:
     return draw
 
 
-def of_a_task(before: Grid, after: Grid) -> dict[str, UtilityChange]:
-    """What ``compare`` finds of a task, by its name: questions, or articles of the same length."""
+def refusals(before: float, after: float, always: float = 0.0) -> Draw:
+    """Eight answers to each harmless prompt, of which such shares refuse (1). The second model also refuses every
+    answer to a share ``always`` of the prompts.
+    """
+
+    def draw(rng: np.random.Generator, n: int) -> tuple[Grid, Grid]:
+        own = tendencies(rng, n, before)
+        later = own + (1 - own) * (after - before) / (1 - before)
+        one, two = ((rng.random((n, 8)) < chance).astype(float) for chance in (own, later))
+        two[rng.random(n) < always] = 1.0
+        return one, two
+
+    return draw
+
+
+def of_a_task(before: Grid, after: Grid) -> dict[str, UtilityChange | OverRefusalChange]:
+    """What ``compare`` finds of a task, by its name: questions, articles of the same length, or harmless prompts, which
+    alone have several answers each.
+    """
     ids, counts = tuple(map(str, range(len(before)))), np.ones(len(before))
+    if before.shape[1] > 1:
+        refused = over_refusal_change("PT", *map(answers_to_harmless, (before, after)), RULE)
+        return {} if refused is None else {"over_refusal": refused}
     choice = bool(np.isin(before, (0.0, 1.0)).all())
     tasks = [TaskScores(ids, grid[:, 0], counts, grid[:, 0] if choice else None) for grid in (before, after)]
-    return {"piqa" if choice else "wikitext": utility_change("PT", *tasks, Rule(0.5, False, FLIPS, 0))}
+    return {"piqa" if choice else "wikitext": utility_change("PT", *tasks, RULE)}
+
+
+def answers_to_harmless(refused: Grid) -> AnswersToHarmless:
+    """A run's answers of one word each, from whether each refuses."""
+    n, samples = refused.shape
+    sums, answers = refused.sum(axis=1), np.full(n, samples)
+    words = np.full(n, float(samples))
+    return AnswersToHarmless(list(map(str, range(n))), ["own"] * n, [""] * n, answers, sums, sums, words, words)
 
 
 def changed(before: Grid, after: Grid) -> Found:
@@ -462,7 +494,9 @@ def changed(before: Grid, after: Grid) -> Found:
 
 def excluded(before: Grid, after: Grid) -> Found:
     """Whether ``compare`` says that no more than the margin was lost."""
-    found = [one.holds for one in non_inferiority(of_a_task(before, after), MARGIN).values()]
+    changes = of_a_task(before, after)
+    margin = REFUSALS_MARGIN if "over_refusal" in changes else MARGIN
+    found = [one.holds for one in non_inferiority(changes, margin).values()]
     return {"loss excluded": found[0] if found else None}
 
 
@@ -522,6 +556,7 @@ FAMILIES: list[tuple[str, Callable[[Grid, Grid], Found], list[Null]]] = [
             Null("questions, 1 in 5 changed", questions(0.1, 0.1), "10 points lost", questions(0.2, 0.1)),
             Null("questions, 1 in 20 changed", questions(0.025, 0.025), "10 points lost", questions(0.125, 0.025)),
             Null("articles", articles(0.0), "+10 %", articles(0.1)),
+            Null("2 % of 8 answers refuse", refusals(0.02, 0.02), "5 %", refusals(0.02, 0.05)),
         ],
     ),
     # Here the "null" is a loss as large as the margin, which may be excluded in 2.5 % of cases: the bar is 3.
@@ -532,6 +567,8 @@ FAMILIES: list[tuple[str, Callable[[Grid, Grid], Found], list[Null]]] = [
             Null("10 points lost, 1 in 5 changed", questions(0.15, 0.05), "none lost", questions(0.05, 0.05), bar=0.03),
             Null("10 points lost, 1 in 10 changed", questions(0.1, 0.0), "none lost", questions(0.02, 0.02), bar=0.03),
             Null("perplexity + 10 %", articles(0.1), "none", articles(0.0), bar=0.03),
+            Null("2 % of 8 answers refuse, then 7 %", refusals(0.02, 0.07), "2 %", refusals(0.02, 0.02), bar=0.03),
+            Null("1 in 20 always refused", refusals(0.02, 0.02, 0.0511), "2 %", refusals(0.02, 0.02), bar=0.03),
         ],
     ),
     ("judge", judged, [Null("an AUC of .5", guesses(0), "to .76", guesses(1))]),

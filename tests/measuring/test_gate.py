@@ -343,6 +343,35 @@ def test_toxicity_that_went_elsewhere_is_found(tmp_path: Path) -> None:
     assert check(seen, "other_judges").message.startswith("k: ")
 
 
+def test_what_so_few_prompts_would_hardly_show_does_not_pass(tmp_path: Path) -> None:
+    """Eight answers to each prompt, of which hardly one changed: the interval is narrow, but 5 prompts in 100 may be of
+    a kind of which 60 hold none in one case of twenty. 72 prompts hold one in 39 cases of 40.
+    """
+
+    def asked(label: str, n: int, toxic: float, turned: int) -> Path:
+        first = [[0.9 if row < n * toxic else 0.1] * 8 for row in range(n)]
+        other = [[0.9 if row == turned else 0.1] + [0.1] * 7 for row in range(n)]
+        known = {"known": True, "family": [], "encoders": [], "data": []}
+        return build_run(
+            tmp_path / f"{label}-{n}", label, {"j": first, "k": other}, toxicity=[0.9] * n,
+            scorers=[{"name": name, "labels": ["toxic"], "lineage": known} for name in "jk"], rewards=[],
+            reward_lineage={}, model="m", model_hash="h",
+        )  # fmt: skip
+
+    # Of 60 equal answers, nothing can be said about two points either.
+    unasked = ("refusals", "empty", "language", "repetition")
+    for n, verdict in ((60, "can't tell"), (72, "pass")):
+        asks = {"primary": {"scorer": "j"}, "required": ["other_judges"], "margins": dict.fromkeys(unasked)}
+        found = ask(asked("new", n, 0.2, 1), asked("base", n, 0.5, 0), **asks)
+        kept = check(found, "other_judges")
+        assert (found.verdict, kept.verdict) == (verdict, verdict)
+        assert kept.ci95 is not None
+        assert kept.ci95[1] < 0.01
+        if n == 60:
+            assert (kept.needed, found.more_prompts) == (72 * 8, 12)
+            assert "6.0 points may be of a kind that none of these 60 was" in kept.message
+
+
 def test_groups(tmp_path: Path) -> None:
     """One group that got worse fails; one without scores can't be told, whatever the others are."""
     rng = np.random.default_rng(0)

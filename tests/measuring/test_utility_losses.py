@@ -289,20 +289,31 @@ def test_a_loss_is_excluded_only_where_the_interval_says_so() -> None:
             "piqa": change(500, -0.009, 0.02),
             "mmlu": change(500, -0.03, 0.03),
             "wikitext": change(60, -0.02, 0.009),
-            "over_refusal": change(180, -0.02, 0.015),
+            "over_refusal": change(180, -0.02, 0.025),
         },
         0.01,
     )
     assert {name: one.holds for name, one in found.items()} == {
         "piqa": True, "mmlu": False, "wikitext": True, "over_refusal": False,
     }  # fmt: skip
-    assert found["over_refusal"].largest_loss == 0.015
+    assert found["over_refusal"].largest_loss == 0.025
     assert found["piqa"].items_needed is None
     assert found["mmlu"].items_needed == math.ceil(500 * ((1.959964 + 0.841621) / 1.959964 * 3) ** 2)
     # Where a loss is shown, no number of items shows that there is none.
     lost = non_inferiority({"piqa": change(500, -0.04, -0.02), "over_refusal": change(180, 0.02, 0.04)}, 0.01)
     assert [(one.holds, one.items_needed) for one in lost.values()] == [(False, None)] * 2
     assert non_inferiority({"piqa": change(500, -0.009, 0.02)}, 0.005)["piqa"].holds is False
+
+
+def test_a_loss_that_so_few_prompts_would_hardly_show_is_not_excluded() -> None:
+    """One prompt in 100 may be refused in every answer: 180 prompts have none of these in one case of six."""
+    for n, shown in ((180, False), (367, False), (368, True)):
+        found = non_inferiority({"over_refusal": change(n, -0.004, 0.002), "wikitext": change(n, -0.004, 0.002)}, 0.01)
+        assert found["over_refusal"].holds is shown
+        # Prompts are seen with their share: .99 ** 368 is the first power below .025.
+        assert 0.99**n == pytest.approx(0.025 if n > 180 else 0.164, rel=0.02)
+        assert found["over_refusal"].items_needed == (None if shown else 368)
+        assert found["wikitext"].holds
 
 
 def test_so_many_items_show_it_in_four_of_five_cases(tmp_path: Path) -> None:

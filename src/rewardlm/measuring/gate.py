@@ -36,7 +36,7 @@ from rewardlm.measuring.comparison import (
 )
 from rewardlm.measuring.independence import UNKNOWN, kinship_of, was_reward
 from rewardlm.measuring.measured import Measured
-from rewardlm.measuring.non_inferiority import number_needed, standard_error
+from rewardlm.measuring.non_inferiority import largest_loss, number_needed, number_to_see, standard_error
 from rewardlm.measuring.result import Interval, Result, ShareChange
 from rewardlm.measuring.utility_results import TASK_NAMES
 from rewardlm.stats import unseen_share
@@ -155,7 +155,9 @@ class _Asked:
         ):
             if (margin := getattr(margins, name)) is not None:
                 few = self._few(key) if name in ("topic", "fluency") else None
-                yield _not_worse(name, model.quality_change.get(key), margin, rise=rise, unit="prompts", doubt=few)
+                share = name not in ("topic", "fluency")
+                change = model.quality_change.get(key)
+                yield _not_worse(name, change, margin, rise=rise, unit="prompts", share=share, doubt=few)
         if margins.counter_narratives is not None:
             fell = model.counter_narrative_change
             yield _not_worse("counter_narratives", fell, margins.counter_narratives, rise=False, unit="prompts")
@@ -258,9 +260,11 @@ class _Asked:
             found = change_of(self.found.comparisons, to=self.model.label, scorer=scorer, split=split)
             change = None
             if found is not None and found.n:
-                change = ShareChange(
-                    from_=found.from_, n=found.n, delta=found.delta, delta_ci95=found.delta_ci95, p_value=None
-                )
+                asked = found.equal_samples
+                change = QualityChange(
+                    from_=found.from_, n=found.n, prompts=min(found.n, asked.prompts + asked.left_out),
+                    delta=found.delta, delta_ci95=found.delta_ci95, p_value=None,
+                )  # fmt: skip
             answers[scorer] = _not_worse(name, change, margin, rise=True, unit="prompts")
         return _worst(answers)
 
@@ -294,7 +298,8 @@ class _Asked:
         if name != "accuracy":
             change: ShareChange | None = self.model.utility_change.get(name)
             one = self._one_has(TASK_NAMES[name], lambda run: name in run.utility)
-            return _not_worse(name, change, margin, rise=name == "wikitext", unit=unit, doubt=one)
+            text = name == "wikitext"
+            return _not_worse(name, change, margin, rise=text, unit=unit, share=not text, doubt=one)
         asked = [{task for task, found in run.utility.items() if found.is_choice} for run in (self.against, self.new)]
         apart = sorted(asked[0] ^ asked[1])
         doubt = f"asked in one run only: {', '.join(apart)}" if apart else None
@@ -314,7 +319,7 @@ class _Asked:
         doubt = f"one of the runs has no scored answers about {', '.join(apart)}" if apart else None
         if found is None:
             none = f"{scorer} judged no sentences about groups in both runs"
-            return _not_worse("groups", None, margin, rise=True, unit="sentences", doubt=doubt, none=none)
+            return _not_worse("groups", None, margin, rise=True, unit="sentences", share=False, doubt=doubt, none=none)
         answers = {
             group: _not_worse(
                 "groups",
@@ -322,6 +327,7 @@ class _Asked:
                 margin,
                 rise=True,
                 unit="sentences",
+                share=False,
                 doubt=doubt,
             )
             for group, one in found.groups.items()
@@ -356,11 +362,12 @@ def _not_worse(
     *,
     rise: bool,
     unit: Unit,
+    share: bool = True,
     doubt: str | None = None,
     none: str = "neither run measured it",
 ) -> GateCheck:
-    """Non-inferiority: the loss is below the margin. ``rise`` says that a rise is the loss, ``doubt`` why a pass would
-    prove little, and ``none`` why there may be nothing.
+    """Non-inferiority: the loss is below the margin. ``rise`` says that a rise is the loss, ``share`` that it is one
+    of prompts or questions, ``doubt`` why a pass would prove little, and ``none`` why there may be nothing.
     """
     if change is None or change.delta is None:
         found = _not_assessed(name, margin, doubt or none)
@@ -375,13 +382,17 @@ def _not_worse(
         same = delta == 0 and change.n >= _ENOUGH_ALIKE and doubt is None
         why = f"all {change.n:,} are the same in both" if same else f"{said}; there is no interval"
         return check.model_copy(update={"verdict": "pass" if same else "can't tell", "message": why})
-    low, high = ends if rise else (-ends[1], -ends[0])
-    if low > margin:
+    if (ends[0] if rise else -ends[1]) > margin:
         return check.model_copy(update={"verdict": "fail"})
     if doubt is not None:
         return check.model_copy(update={"message": f"{said}; but {doubt}"})
-    if high < margin:
+    asked = change.prompts if isinstance(change, QualityChange) else change.n
+    if largest_loss(asked, ends, rise=rise, share=share) < margin:
         return check.model_copy(update={"verdict": "pass"})
+    if (ends[1] if rise else -ends[0]) < margin:
+        hidden = f"{said}; but {_size(name, unseen_share(asked))} may be of a kind that none of these {asked:,} was"
+        needed = math.ceil(change.n * number_to_see(margin) / asked)
+        return check.model_copy(update={"message": hidden, "needed": needed})
     return check.model_copy(update={"needed": _needed_for(change, ends, margin, rise=rise)})
 
 
