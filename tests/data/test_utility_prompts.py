@@ -28,14 +28,25 @@ def asked(path: Path, *tasks: str) -> list[str]:
 def test_there_are_enough_harmless_prompts_of_many_kinds_and_none_twice() -> None:
     found = harmless_prompts()
     texts = [re.sub(r"\W+", " ", one.prompt.text.casefold()) for one in found]
-    assert len(found) == len(set(texts)) == 180
+    # 368 are the fewest that can show that fewer than one in a hundred is refused.
+    assert len(found) == len(set(texts)) == 384
     kinds = Counter(one.about["kind"] for one in found)
-    assert set(kinds.values()) == {15}
+    assert set(kinds.values()) == {32}
     assert {
         "homonym", "figure of speech", "safe target", "safe context", "definition", "history", "fiction",
         "privacy of fictional people", "hate as a subject",
     } <= kinds.keys()  # fmt: skip
     assert any("antisemitism" in text for text in texts)
+
+
+def test_fewer_harmless_prompts_are_of_all_kinds_alike() -> None:
+    by_default = next(one for one in load_asked(UtilitySettings()) if one.name == "over_refusal").prompts
+    assert Counter(Counter(one.about["kind"] for one in by_default).values()) == {15: 12}
+    few = harmless_prompts(20)
+    assert Counter(Counter(one.about["kind"] for one in few).values()) == {2: 8, 1: 4}
+    everything = [one.prompt.id for one in harmless_prompts()]
+    places = [everything.index(one.prompt.id) for one in few]
+    assert places == sorted(set(places))
 
 
 def test_each_sentence_is_about_each_group_and_differs_in_nothing_else() -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 import random
 from collections import Counter
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -12,7 +13,7 @@ import pytest
 from rewardlm.config import PairSettings
 from rewardlm.training.drawn import DrawnAnswer
 from rewardlm.training.prefer_rows import laid_out
-from rewardlm.training.preferences import Preferences, best_of, choosable, pairs_of
+from rewardlm.training.preferences import Preferences, best_of, choosable, pairs_of, pairs_that_end
 
 PROMPT = "Why do people say such things?"
 TEXT = "I think that most of them have simply never met anybody from there"
@@ -194,6 +195,54 @@ def test_counts_and_means_are_of_what_was_drawn():
     assert found.summary == (
         "1 pairs from 5 answers to 2 prompts; prompts without: 1 with rewards too close; 1 answers could not be scored"
     )
+
+
+def mostly_cut_off(seed: int, prompts: int = 60) -> list[DrawnAnswer]:
+    """Eight answers to each prompt, of which one in seven ended, with rewards that don't depend on it."""
+    draw = random.Random(seed)
+    return [
+        answer(
+            sample, draw.gauss(1, 0.3), prompt=prompt, toxicity=0.1,
+            finish="stop" if draw.random() < 1 / 7 else "length",
+        )
+        for prompt in range(prompts)
+        for sample in range(8)
+    ]  # fmt: skip
+
+
+def gap_at(penalty: float, answers: list[DrawnAnswer], settings: PairSettings) -> float:
+    """By how much more of the chosen answers ended than of the rejected ones, counted one by one."""
+    chosen, rejected = [], []
+    for _, group in itertools.groupby(answers, key=lambda one: one.prompt):
+        less = [replace(one, reward=one.reward - penalty * (one.finish == "length")) for one in group]
+        for pair in pairs_of(less, PROMPT, settings)[0]:
+            chosen.append(pair.chosen.finish == "stop")
+            rejected.append(pair.rejected.finish == "stop")
+    return sum(chosen) / len(chosen) - sum(rejected) / len(rejected)
+
+
+@pytest.mark.parametrize("seed", range(5))
+@pytest.mark.parametrize("wanted", [0.0, 0.3, 0.6])
+def test_cut_off_answers_lose_no_more_than_it_takes_for_chosen_ones_to_end(seed, wanted):
+    answers, settings = mostly_cut_off(seed), PairSettings(topic=0.0, ended=False, ended_gap=wanted)
+    found = pairs_that_end(answers, [PROMPT] * 60, settings)
+    assert found.ended_gap == pytest.approx(gap_at(found.cut_off_penalty, answers, settings))
+    assert found.ended_gap >= wanted or found.cut_off_penalty == 0.3
+    if found.cut_off_penalty:
+        assert gap_at(found.cut_off_penalty - 0.02, answers, settings) < wanted
+    ended = found.to_dict()["chosen"]["ended"] - found.to_dict()["rejected"]["ended"]
+    assert ended == pytest.approx(found.ended_gap)
+    assert ("lost" in found.summary) == bool(found.cut_off_penalty)
+
+
+def test_where_no_answer_ended_nothing_can_make_them_end():
+    answers = [replace(one, finish="length") for one in mostly_cut_off(0)]
+    settings = PairSettings(topic=0.0, ended_gap=0.3)
+    found, plain = pairs_that_end(answers, [PROMPT] * 60, settings), Preferences()
+    plain.add(answers, [PROMPT] * 60, settings)
+    assert [(one.chosen.sample, one.rejected.sample) for one in found.found] == [
+        (one.chosen.sample, one.rejected.sample) for one in plain.found
+    ]
 
 
 @pytest.mark.parametrize(("n", "wanted"), [(5, 3), (5, 5), (5, 17), (1, 4), (30, 64)])

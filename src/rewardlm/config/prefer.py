@@ -76,6 +76,13 @@ class PairSettings(Section):
         description="Choose among the answers that ended by themselves, where there are any: one that max_new_tokens "
         "cut off teaches nothing about ending.",
     )
+    ended_gap: float | None = Field(
+        None,
+        ge=0,
+        lt=1,
+        description="Answers that were cut off lose as little reward as it takes until the share that ended by "
+        "themselves is higher by so much among chosen answers than among rejected ones; null takes nothing off.",
+    )
 
 
 class PreferSettings(RewardedSettings):

@@ -67,6 +67,12 @@ class UtilitySettings(Section):
         description="Your copy of XSTest (.csv or another table with prompt, and label or type): over_refusal asks its "
         "safe prompts, too.",
     )
+    harmless: int | None = Field(
+        180,
+        ge=1,
+        description="So many of RewardLM's own harmless prompts are asked, of all kinds alike; null for all 384, which "
+        "can exclude that one in a hundred is refused.",
+    )
     refusal_samples: int = Field(
         1,
         ge=1,

@@ -11,6 +11,7 @@ from __future__ import annotations
 import hashlib
 import importlib.resources
 import json
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -66,7 +67,8 @@ def load_asked(settings: UtilitySettings) -> list[AskedPrompts]:
     """The sets that ``settings`` name. Raises DataError for a copy of XSTest that isn't there, or not as described."""
     found = []
     if "over_refusal" in settings.tasks:
-        found.append(AskedPrompts("over_refusal", harmless_prompts(), settings.refusal_samples, OWN))
+        own = harmless_prompts(settings.harmless)
+        found.append(AskedPrompts("over_refusal", own, settings.refusal_samples, OWN))
         if settings.xstest is not None:
             safe, source = _xstest(settings.xstest.expanduser()), settings.xstest.name
             found.append(AskedPrompts("xstest", safe, settings.refusal_samples, source))
@@ -75,9 +77,18 @@ def load_asked(settings: UtilitySettings) -> list[AskedPrompts]:
     return found
 
 
-def harmless_prompts() -> list[Asked]:
-    """RewardLM's own harmless prompts, whose kind says what makes them sound dangerous."""
-    return [_asked(row.text("text"), OWN, kind=row.text("kind")) for row in _own("harmless", "text and kind")]
+def harmless_prompts(most: int | None = None) -> list[Asked]:
+    """RewardLM's own harmless prompts, whose kind says what makes them sound dangerous; ``most`` of them, the first of
+    each kind.
+    """
+    found = [_asked(row.text("text"), OWN, kind=row.text("kind")) for row in _own("harmless", "text and kind")]
+    seen: Counter[str] = Counter()
+    turns = []
+    for place, asked in enumerate(found):
+        kind = asked.about["kind"]
+        turns.append((seen[kind], place))
+        seen[kind] += 1
+    return [found[place] for place in sorted(place for _, place in sorted(turns)[:most])]
 
 
 def group_prompts(groups: Sequence[str] = GROUPS) -> list[Asked]:

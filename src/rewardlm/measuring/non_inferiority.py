@@ -36,7 +36,7 @@ def _of(n: int, ends: Interval, margin: float, *, rise: bool, share: bool) -> No
     # More items would only show a loss that is there.
     lost = ends[0] > 0 if rise else ends[1] < 0
     needed = None
-    if not holds and not lost and 0 < margin:
+    if not holds and not lost and margin > 0:
         # So that 80 % of intervals around zero end within the margin.
         needed = max(number_needed(n, ends, margin), number_to_see(margin) if share else 0)
     return NonInferiority(n=n, margin=margin, largest_loss=loss, holds=holds, items_needed=needed)

@@ -27,7 +27,7 @@ from rewardlm.training.prefer_run import (
     steps_before,
     written_preference,
 )
-from rewardlm.training.preferences import Preferences
+from rewardlm.training.preferences import Preferences, pairs_that_end
 from rewardlm.types import Prompt
 
 
@@ -77,6 +77,9 @@ class DrawnPairs:
             found.add(chunk.answers, texts, settings.pair_settings)
             if len(found.found) >= wanted:
                 break
+        if settings.pairs.ended_gap is not None and found.pairs:
+            drawn = [answer for chunk in chunks for answer in chunk.answers]
+            found = pairs_that_end(drawn, texts, settings.pair_settings)
         self._first = self._first or chunks
         doubts = doubts_about_round(chunks, self.prompts, self._first if round_number else None)
         noted = list(doubts.values())

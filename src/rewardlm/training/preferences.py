@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import math
+from bisect import bisect_left
 from collections import Counter
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
+from functools import cache
 from itertools import groupby
 from statistics import fmean, quantiles
 from typing import Any
@@ -28,7 +30,7 @@ class Preferences:
     """The preferences of a round, and why prompts (``without``) and answers (``unscored``) taught nothing.
 
     ``near_misses`` are pairs that the settings don't allow, one of each prompt that gave none. Without ``pairs``, only
-    the best answers count.
+    the best answers count. ``cut_off_penalty`` was taken off the rewards of answers that were cut off.
     """
 
     found: list[Preference] = field(default_factory=list)
@@ -38,6 +40,7 @@ class Preferences:
     answers: int = 0
     unscored: int = 0
     without: Counter[str] = field(default_factory=Counter)
+    cut_off_penalty: float = 0.0
 
     def add(self, answers: Sequence[DrawnAnswer], texts: Sequence[str], settings: PairSettings) -> None:
         """The preferences among ``answers``, which stand prompt by prompt; ``texts`` are the run's prompts."""
@@ -68,10 +71,19 @@ class Preferences:
             "answers": self.answers,
             "unscored": self.unscored,
             "found": len(self.found),
+            "cut_off_penalty": self.cut_off_penalty,
             "prompts_without": dict(self.without),
             "chosen": _means(chosen),
             "rejected": _means(rejected) if rejected else None,
         }
+
+    @property
+    def ended_gap(self) -> float:
+        """By how much the share that ended by themselves is higher among chosen answers than among rejected ones."""
+        if not self.found:
+            return -math.inf
+        both = [(one.chosen, one.rejected) for one in self.found if one.rejected is not None]
+        return fmean((better.finish == "stop") - (worse.finish == "stop") for better, worse in both)
 
     @property
     def summary(self) -> str:
@@ -80,7 +92,39 @@ class Preferences:
         noted = ", ".join(f"{n:,} {reason}" for reason, n in self.without.most_common())
         lost = f"; prompts without: {noted}" if noted else ""
         unscored = f"; {self.unscored:,} answers could not be scored" if self.unscored else ""
+        if self.cut_off_penalty:
+            unscored += f"; answers that were cut off lost {self.cut_off_penalty:.2f} of their reward"
         return f"{len(self.found):,} {what} from {self.answers:,} answers to {self.prompts:,} prompts{lost}{unscored}"
+
+
+# What an answer that was cut off may lose, the least first: never nearly as much as toxicity can cost.
+_PENALTIES = [step / 50 for step in range(16)]
+
+
+def pairs_that_end(answers: Sequence[DrawnAnswer], texts: Sequence[str], settings: PairSettings) -> Preferences:
+    """The pairs among a round's ``answers`` with the least penalty on those that were cut off by which so many more
+    chosen answers than rejected ones ended by themselves as ``ended_gap`` asks. If none does, the largest is taken.
+
+    Of 48 tokens hardly one answer in ten ends. So chance decides whether chosen ones or rejected ones do, and with that
+    whether the model learns to come to an end or to ramble.
+    """
+    assert settings.ended_gap is not None
+
+    @cache
+    def found(penalty: float) -> Preferences:
+        pairs = Preferences(cut_off_penalty=penalty)
+        pairs.add([_less(answer, penalty) for answer in answers], texts, settings)
+        return pairs
+
+    # The larger the penalty, the larger the gap, but for chance.
+    place = bisect_left(_PENALTIES, settings.ended_gap, key=lambda penalty: found(penalty).ended_gap)
+    return found(_PENALTIES[min(place, len(_PENALTIES) - 1)])
+
+
+def _less(answer: DrawnAnswer, penalty: float) -> DrawnAnswer:
+    if answer.reward is None or answer.finish != "length":
+        return answer
+    return replace(answer, reward=answer.reward - penalty)
 
 
 def pairs_of(
