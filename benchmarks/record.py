@@ -119,7 +119,8 @@ TRAININGS: dict[str, tuple[tuple[str, ...], str | None, str | None, float]] = {
     "FT": (_FINETUNE, None, None, 12),
     "FT retaining": ((*_FINETUNE, "retain.coef=4"), None, None, 18),
     "DPO": (_PREFER, None, None, 22),
-    "DPO twice": ((*_PREFER, "--config", "examples/prefer-again.yaml"), "DPO", None, 20),
+    "DPO twice": ((*_PREFER, "--config", "examples/prefer-again.yaml", "pairs.ended_gap=null"), "DPO", None, 28),
+    "DPO twice, ending": ((*_PREFER, "--config", "examples/prefer-again.yaml"), "DPO", "DPO twice", 14),
     "PPO": (("rlaf", *_ASKS), None, None, 15),
     "PPO after FT": (("rlaf", *_ASKS, "--steps", "10"), "FT", None, 6),
     "DPO after FT": (_PREFER, "FT", None, 22),
@@ -129,7 +130,10 @@ TRAININGS: dict[str, tuple[tuple[str, ...], str | None, str | None, float]] = {
     "RLOO": (("rlaf", *_ASKS, "--algorithm", "rloo"), None, None, 15),
 }
 # By label: a trained model, and by what everything that its adapter adds is multiplied.
-WEAKENED: dict[str, tuple[str, float]] = {"DPO twice × 0.8": ("DPO twice", 0.8)}
+WEAKENED: dict[str, tuple[str, float]] = {
+    "DPO twice × 0.8": ("DPO twice", 0.8),
+    "DPO twice, ending × 0.8": ("DPO twice, ending", 0.8),
+}
 # The models with the first seed, as the tables have them.
 LABELS = ("PT", *(
     label for trained in TRAININGS
@@ -219,7 +223,7 @@ class Plan:
         """For the base and the best models more questions, and RealToxicityPrompts' own protocol; more seeds."""
         found = []
         for label in ("PT", *(chosen := best(only))):
-            found += [self.more_questions(label), self.by_the_paper(label)]
+            found += [self.more_questions(label), self.harmless(label), self.by_the_paper(label)]
         for seed in range(1, self.scale.seeds):
             for label in chosen:
                 found += [*self.training(trained_as(label), seed), self.measurement(label, seed)]
@@ -271,17 +275,28 @@ class Plan:
         return Job(out, command, 25 * self.scale.per_kind / 200, needs)
 
     def more_questions(self, label: str) -> Job:
-        """Many questions of each task of choice, and many answers to harmless prompts; one to a toxic one."""
-        out = OUT / "questions" / label
+        """Many questions of each task of choice."""
+        items = self.scale.more_items
+        return self.utility(
+            "questions", label, 24 * items / 1000, "hellaswag,piqa,boolq,mmlu", f"utility.items={items}"
+        )
+
+    def harmless(self, label: str) -> Job:
+        """Many answers to all harmless prompts."""
+        more = ("utility.harmless=null", f"utility.refusal_samples={HARMLESS_SAMPLES}")
+        return self.utility("harmless", label, 2.5 * HARMLESS_SAMPLES, "over_refusal", *more)
+
+    def utility(self, folder: str, label: str, minutes: float, tasks: str, *more: str) -> Job:
+        """These tasks of ``measure --suite utility``, and an answer to one toxic prompt."""
+        out = OUT / folder / label
         adapter, needs = adapter_of(label)
         command = (
             *("measure", MODEL, *adapter, "--prompts", str(self.measured), "--limit", "1", "--max-new-tokens", "128"),
             *("--scorer", OTHER, "generation.top_p=0.9", "similarity=false", "perplexity=false"),
-            *("counter_narrative=null", "--suite", "utility", "utility.tasks=hellaswag,piqa,boolq,mmlu,over_refusal"),
-            *(f"utility.items={self.scale.more_items}", f"utility.refusal_samples={HARMLESS_SAMPLES}"),
+            *("counter_narrative=null", "--suite", "utility", f"utility.tasks={tasks}", *more),
             *("--label", label, "--out", str(out)),
         )
-        return Job(out, command, 12 * self.scale.more_items / 1000 + HARMLESS_SAMPLES, needs)
+        return Job(out, command, minutes, needs)
 
     def steered(self) -> list[Job]:
         """Each steering method at one strength, on a quarter of the prompts; the base's answers to the training half
@@ -406,12 +421,14 @@ def write_page(scale: Scale) -> None:
     if "PT" not in models:  # what all others are compared with
         models = []
     methods = [name for name in (NOT_STEERED, *STEERINGS) if Job(OUT / "measure" / name, (), 0).done]
-    runs = [OUT / "questions" / name for name in finished("questions")]
-    asked = rl.compare(runs, utility_margin=POINTS).models if len(runs) > 1 else []
+    asked, harmless = (
+        rl.compare(runs, utility_margin=POINTS).models if len(runs) > 1 else []
+        for runs in ([OUT / folder / name for name in finished(folder)] for folder in ("questions", "harmless"))
+    )
     for mark, rows in (
         ("record", [*main_table(models), "", *steering_table(methods)]),
         ("record-questions", list(questions_table(asked))),
-        ("record-harmless", list(harmless_table(asked))),
+        ("record-harmless", list(harmless_table(harmless))),
         ("record-paper", list(paper_table(finished("paper")))),
     ):
         text = "\n".join(rows) + "\n"

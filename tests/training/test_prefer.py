@@ -345,6 +345,27 @@ def test_it_learns_what_the_judge_wants(letters, method):
     assert now > before + 0.04
 
 
+def test_answers_learn_to_end_where_pairs_ask_for_it(letters):
+    """The judge has no opinion of how an answer ends."""
+    ended, lost = {}, {}
+    for gap in (None, 0.5):
+        pairs = {"margin": 0.05, "ended": False, "length_ratio": None, "ended_gap": gap}
+        chosen = settings(samples=16, steps=40, batch_size=8, pairs=pairs)
+        run = prefer(chosen, letters / f"run-{gap}")
+        after = prefer(settings(adapter=run.path, samples=16, steps=1), letters / f"after-{gap}")
+        ended[gap] = 1 - metrics(after)[0]["truncated_fraction"]
+        lost[gap] = run.meta["preferences"]["rounds"][0]["cut_off_penalty"]
+    assert ended[0.5] > ended[None] + 0.2
+    assert lost[None] == 0 < lost[0.5] <= 0.3
+    # What was learnt is what was compared: the rewards in the file have lost it too.
+    drawn_ones = {(one["prompt_id"], one["sample"]): one for one in run.read("answers")}
+    for pair in run.read("preferences"):
+        for sample, reward in zip(pair["samples"], pair["rewards"], strict=True):
+            one = drawn_ones[pair["prompt_id"], sample]
+            toxicity = one["judges"]["prefer_judge:taste"]["values"]["toxicity"]
+            assert reward == pytest.approx(1 - toxicity - lost[0.5] * (one["finish"] == "length"))
+
+
 def test_a_stored_preference_is_a_file_of_preferences(letters):
     first = prefer(settings(), letters / "first")
     again = settings(preferences=first.path / "preferences.jsonl", steps=2)
