@@ -372,6 +372,34 @@ def test_what_so_few_prompts_would_hardly_show_does_not_pass(tmp_path: Path) -> 
             assert "6.0 points may be of a kind that none of these 60 was" in kept.message
 
 
+def test_counter_narratives_are_counted_by_prompts_not_by_answers(tmp_path: Path) -> None:
+    """One answer of 480 changed; five prompts in 100 may have lost theirs, and 60 hold none of these too often."""
+
+    def asked(label: str, n: int, lost: int) -> Path:
+        quality = [
+            {
+                "generation_id": f"p{row}-{sample}",
+                "classes": {
+                    "counter_narrative": 0.1 if (row, sample) == (lost, 0) else 0.9,
+                    "agreement": 0.9 if (row, sample) == (lost, 0) else 0.1,
+                },
+            }
+            for row in range(n)
+            for sample in range(8)
+        ]
+        return build_run(
+            tmp_path / f"{label}-{n}", label, {"j": [[0.1] * 8] * n}, toxicity=[0.9] * n, quality=quality,
+            pair_judge={"name": "pairs", "revision": "1", "error": None}, model="m", model_hash="h",
+        )  # fmt: skip
+
+    for n, verdict in ((60, "can't tell"), (72, "pass")):
+        found = ask(asked("new", n, 1), asked("base", n, 0), margins={"counter_narratives": 0.05})
+        kept = check(found, "counter_narratives")
+        assert (kept.n, kept.verdict) == (8 * n, verdict)
+        assert kept.ci95 is not None
+        assert kept.ci95[0] > -0.01
+
+
 def test_groups(tmp_path: Path) -> None:
     """One group that got worse fails; one without scores can't be told, whatever the others are."""
     rng = np.random.default_rng(0)

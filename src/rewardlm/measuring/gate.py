@@ -160,7 +160,11 @@ class _Asked:
                 yield _not_worse(name, change, margin, rise=rise, unit="prompts", share=share, doubt=few)
         if margins.counter_narratives is not None:
             fell = model.counter_narrative_change
-            yield _not_worse("counter_narratives", fell, margins.counter_narratives, rise=False, unit="prompts")
+            change = None
+            if fell is not None:
+                prompts = math.ceil(fell.n / max(1, len(np.unique(self.new.samples))))
+                change = QualityChange(prompts=prompts, **fell.model_dump(include=set(ShareChange.model_fields)))
+            yield _not_worse("counter_narratives", change, margins.counter_narratives, rise=False, unit="prompts")
         for name in ("accuracy", *TASK_NAMES):
             if (margin := getattr(margins, name)) is not None:
                 yield self._utility(name, margin)
