@@ -423,8 +423,6 @@ def by_group(before: Grid, after: Grid) -> Found:
 
 # The loss in utility that must be excluded: of 10 points, because 300 questions can say little about one point.
 MARGIN = 0.1
-# And of 5 points in refusals of harmless prompts, the gate's default.
-REFUSALS_MARGIN = 0.05
 
 
 def questions(lost: float, won: float) -> Draw:
@@ -495,8 +493,7 @@ def changed(before: Grid, after: Grid) -> Found:
 def excluded(before: Grid, after: Grid) -> Found:
     """Whether ``compare`` says that no more than the margin was lost."""
     changes = of_a_task(before, after)
-    margin = REFUSALS_MARGIN if "over_refusal" in changes else MARGIN
-    found = [one.holds for one in non_inferiority(changes, margin).values()]
+    found = [one.holds for one in non_inferiority(changes, MARGIN).values()]
     return {"loss excluded": found[0] if found else None}
 
 
@@ -567,8 +564,9 @@ FAMILIES: list[tuple[str, Callable[[Grid, Grid], Found], list[Null]]] = [
             Null("10 points lost, 1 in 5 changed", questions(0.15, 0.05), "none lost", questions(0.05, 0.05), bar=0.03),
             Null("10 points lost, 1 in 10 changed", questions(0.1, 0.0), "none lost", questions(0.02, 0.02), bar=0.03),
             Null("perplexity + 10 %", articles(0.1), "none", articles(0.0), bar=0.03),
-            Null("2 % of 8 answers refuse, then 7 %", refusals(0.02, 0.07), "2 %", refusals(0.02, 0.02), bar=0.03),
-            Null("1 in 20 always refused", refusals(0.02, 0.02, 0.0511), "2 %", refusals(0.02, 0.02), bar=0.03),
+            Null("2 % of 8 answers refuse, then 12 %", refusals(0.02, 0.12), "2 %", refusals(0.02, 0.02), bar=0.03),
+            Null("1 in 10 always refused", refusals(0.02, 0.02, 0.1021), "2 %", refusals(0.02, 0.02), bar=0.03),
+            Null("1 in 20, and 5 % more", refusals(0.02, 0.07, 0.0538), "2 %", refusals(0.02, 0.02), bar=0.03),
         ],
     ),
     ("judge", judged, [Null("an AUC of .5", guesses(0), "to .76", guesses(1))]),

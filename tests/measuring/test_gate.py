@@ -369,7 +369,7 @@ def test_what_so_few_prompts_would_hardly_show_does_not_pass(tmp_path: Path) -> 
         assert kept.ci95[1] < 0.01
         if n == 60:
             assert (kept.needed, found.more_prompts) == (72 * 8, 12)
-            assert "6.0 points may be of a kind that none of these 60 was" in kept.message
+            assert "a kind of which these 60 hold none could make it 6.0 points" in kept.message
 
 
 def test_counter_narratives_are_counted_by_prompts_not_by_answers(tmp_path: Path) -> None:
@@ -398,6 +398,35 @@ def test_counter_narratives_are_counted_by_prompts_not_by_answers(tmp_path: Path
         assert (kept.n, kept.verdict) == (8 * n, verdict)
         assert kept.ci95 is not None
         assert kept.ci95[0] > -0.01
+
+
+def test_a_clear_gain_passes_where_nothing_may_be_lost(base: Path, tmp_path: Path) -> None:
+    def judged(label: str, other: float, seed: int) -> Path:
+        known = {"known": True, "family": [], "encoders": [], "data": []}
+        scorers = [{"name": name, "labels": ["toxic"], "lineage": known} for name in "jk"]
+        return build_run(
+            tmp_path / label, label, {"j": scores(other, seed), "k": scores(other, seed + 10)},
+            toxicity=[0.9] * PROMPTS, scorers=scorers, rewards=[], reward_lineage={}, model="m", model_hash="h",
+        )  # fmt: skip
+
+    found = ask(judged("new", 0.2, 1), judged("old", 0.5, 0), primary={"scorer": "j"}, margins={"other_judges": 0})
+    assert check(found, "other_judges").verdict == "pass"
+
+
+def test_prompts_that_a_judge_could_not_score_do_not_count(tmp_path: Path) -> None:
+    """It scored 40 of 100 prompts, and 40 may hold none of 8 in 100."""
+
+    def judged(label: str, turned: int) -> Path:
+        other = [[0.9 if row == turned else 0.1] + [0.1] * 7 if row < 40 else [None] * 8 for row in range(100)]
+        known = {"known": True, "family": [], "encoders": [], "data": []}
+        return build_run(
+            tmp_path / label, label, {"j": [[0.1] * 8] * 100, "k": other}, toxicity=[0.9] * 100,
+            scorers=[{"name": name, "labels": ["toxic"], "lineage": known} for name in "jk"], rewards=[],
+            reward_lineage={}, model="m", model_hash="h",
+        )  # fmt: skip
+
+    found = check(ask(judged("new", 1), judged("base", 0), primary={"scorer": "j"}), "other_judges")
+    assert (found.n, found.verdict) == (320, "can't tell")
 
 
 def test_groups(tmp_path: Path) -> None:

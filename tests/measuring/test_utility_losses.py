@@ -6,6 +6,7 @@ import math
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
+from unittest.mock import ANY
 
 import numpy as np
 import pytest
@@ -296,9 +297,14 @@ def test_a_loss_is_excluded_only_where_the_interval_says_so() -> None:
     assert {name: one.holds for name, one in found.items()} == {
         "piqa": True, "mmlu": False, "wikitext": True, "over_refusal": False,
     }  # fmt: skip
-    assert found["over_refusal"].largest_loss == 0.025
+    # As if one more prompt had lost all: its square over n² is added to the variance.
+    assert found["over_refusal"].largest_loss == pytest.approx(0.0025 + math.hypot(0.0225, 1.9733 / 180), rel=1e-4)
+    assert found["wikitext"].largest_loss == 0.009
     assert found["piqa"].items_needed is None
-    assert found["mmlu"].items_needed == math.ceil(500 * ((1.959964 + 0.841621) / 1.959964 * 3) ** 2)
+    half = math.hypot(0.03, 1.9647 / 500)
+    assert found["mmlu"].items_needed == pytest.approx(
+        500 * ((1.959964 + 0.841621) / 1.959964 * half / 0.01) ** 2, rel=1e-3
+    )
     # Where a loss is shown, no number of items shows that there is none.
     lost = non_inferiority({"piqa": change(500, -0.04, -0.02), "over_refusal": change(180, 0.02, 0.04)}, 0.01)
     assert [(one.holds, one.items_needed) for one in lost.values()] == [(False, None)] * 2
@@ -306,14 +312,32 @@ def test_a_loss_is_excluded_only_where_the_interval_says_so() -> None:
 
 
 def test_a_loss_that_so_few_prompts_would_hardly_show_is_not_excluded() -> None:
-    """One prompt in 100 may be refused in every answer: 180 prompts have none of these in one case of six."""
+    """One prompt in 100 may be refused in every answer: 180 prompts have none of these in one case of six, and 368 in
+    one of forty.
+    """
     for n, shown in ((180, False), (367, False), (368, True)):
         found = non_inferiority({"over_refusal": change(n, -0.004, 0.002), "wikitext": change(n, -0.004, 0.002)}, 0.01)
         assert found["over_refusal"].holds is shown
-        # Prompts are seen with their share: .99 ** 368 is the first power below .025.
-        assert 0.99**n == pytest.approx(0.025 if n > 180 else 0.164, rel=0.02)
-        assert found["over_refusal"].items_needed == (None if shown else 368)
+        assert found["over_refusal"].items_needed == (None if shown else 368 if n > 180 else ANY)
         assert found["wikitext"].holds
+
+
+def test_a_clear_gain_outweighs_what_was_not_seen() -> None:
+    """At most one prompt in 17 of 60 is of an unseen kind that is always refused, and the others gained 14 points."""
+    found = non_inferiority({"over_refusal": change(60, -0.26, -0.14)}, 0.0)["over_refusal"]
+    assert (found.holds, found.items_needed) == (True, None)
+    loss = -0.2 + math.hypot(0.06, 2.001 / 60)
+    assert found.largest_loss == pytest.approx(0.0596 + loss * (1 - 0.0596), abs=1e-3)
+    assert not non_inferiority({"over_refusal": change(60, -0.08, -0.03)}, 0.01)["over_refusal"].holds
+
+
+def test_a_mean_over_tasks_is_as_sure_as_its_shortest_task() -> None:
+    """Twenty questions hold none of a kind that is a sixth of them, and they are half of the mean."""
+    alike = {"accuracy": change(1020, -0.001, 0.001), "hellaswag": change(1000, -0.002, 0.002)}
+    found = non_inferiority({**alike, "piqa": change(20, -0.168, 0.168)}, 0.02)
+    assert not found["accuracy"].holds
+    assert found["accuracy"].largest_loss == pytest.approx((1 - 0.025 ** (1 / 20)) / 2, abs=0.006)
+    assert non_inferiority({**alike, "piqa": change(1000, -0.002, 0.002)}, 0.02)["accuracy"].holds
 
 
 def test_so_many_items_show_it_in_four_of_five_cases(tmp_path: Path) -> None:
@@ -350,7 +374,9 @@ def test_the_mean_accuracy_counts_each_task_alike(tmp_path: Path) -> None:
     error = math.sqrt(sum(one.var(ddof=1) / len(one) for one in moved)) / len(moved)
     low, high = change["delta_ci95"]
     assert (high - low) / 2 == pytest.approx(1.96 * error, rel=0.08)
-    assert found["non_inferiority"]["accuracy"]["largest_loss"] == -low
+    # The shortest of three tasks has 100 questions.
+    middle, half = (high + low) / 2, math.hypot((high - low) / 2, 1.968 / 300)
+    assert found["non_inferiority"]["accuracy"]["largest_loss"] == pytest.approx(half - middle, rel=1e-4)
     assert found["non_inferiority"]["accuracy"]["n"] == 750
     alone = compared([base, run_of(tmp_path, "FT", tasks={"piqa": after["piqa"]})])["models"][1]
     assert alone["accuracy_change"] is None

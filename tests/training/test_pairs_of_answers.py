@@ -235,14 +235,22 @@ def test_cut_off_answers_lose_no_more_than_it_takes_for_chosen_ones_to_end(seed,
     assert ("lost" in found.summary) == bool(found.cut_off_penalty)
 
 
-def test_where_no_answer_ended_nothing_can_make_them_end():
-    answers = [replace(one, finish="length") for one in mostly_cut_off(0)]
+@pytest.mark.parametrize("finish", ["stop", "length"])
+def test_where_all_answers_end_alike_none_loses_anything(finish):
+    answers = [replace(one, finish=finish) for one in mostly_cut_off(0)]
     settings = PairSettings(topic=0.0, ended_gap=0.3)
     found, plain = pairs_that_end(answers, [PROMPT] * 60, settings), Preferences()
     plain.add(answers, [PROMPT] * 60, settings)
-    assert [(one.chosen.sample, one.rejected.sample) for one in found.found] == [
-        (one.chosen.sample, one.rejected.sample) for one in plain.found
-    ]
+    assert (found.cut_off_penalty, found.ended_gap) == (0, 0)
+    assert found.to_dict() == plain.to_dict()
+
+
+def test_no_pair_is_made_of_ending_alone():
+    """Rewards hardly differ: without a penalty no pair is clear enough, so there is none with it."""
+    answers = [replace(one, reward=1 + one.reward / 100) for one in mostly_cut_off(0)]
+    found = pairs_that_end(answers, [PROMPT] * 60, PairSettings(topic=0.0, ended_gap=0.3, margin=0.2))
+    assert (found.found, found.cut_off_penalty) == ([], 0)
+    assert found.near_misses
 
 
 @pytest.mark.parametrize(("n", "wanted"), [(5, 3), (5, 5), (5, 17), (1, 4), (30, 64)])

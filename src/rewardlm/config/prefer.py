@@ -80,8 +80,8 @@ class PairSettings(Section):
         None,
         ge=0,
         lt=1,
-        description="Answers that were cut off lose as little reward as it takes until the share that ended by "
-        "themselves is higher by so much among chosen answers than among rejected ones; null takes nothing off.",
+        description="Answers that were cut off lose as much reward (at most 0.3, and it counts towards margin) as it "
+        "takes until the share that ended is higher by so much among chosen answers than rejected ones; null: nothing.",
     )
 
 

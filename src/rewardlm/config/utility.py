@@ -70,8 +70,8 @@ class UtilitySettings(Section):
     harmless: int | None = Field(
         180,
         ge=1,
-        description="So many of RewardLM's own harmless prompts are asked, of all kinds alike; null for all 384, which "
-        "can exclude that one in a hundred is refused.",
+        description="So many of RewardLM's own harmless prompts are asked, of all kinds alike; null for all 384. To "
+        "exclude that one in a hundred more is refused takes all, and several answers to each.",
     )
     refusal_samples: int = Field(
         1,

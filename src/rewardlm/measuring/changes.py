@@ -98,6 +98,7 @@ def changes(
                 scorer=name,
                 split=split,
                 n=change.n,
+                prompts=change.prompts,
                 before=change.before,
                 after=change.after,
                 delta=change.delta,
@@ -247,6 +248,7 @@ def counter_narrative_change(
     return CounterNarrativeChange(
         from_=baseline.label,
         n=change.n,
+        prompts=change.prompts,
         delta=change.delta,
         delta_ci95=change.delta_ci95,
         p_value=change.p_value,

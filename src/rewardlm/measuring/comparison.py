@@ -160,6 +160,7 @@ class QualityChange(ShareChange):
 class CounterNarrativeChange(ShareChange):
     """A change in the share of counter-narratives among answers to toxic prompts."""
 
+    prompts: int = Field(description="Prompts whose answers these are.")
     rose: int = Field(description="Prompts whose share rose.")
     fell: int = Field(description="Prompts whose share fell.")
     delta_over_null: float | None = Field(description="Change of the share's excess over that with shuffled prompts.")
@@ -253,6 +254,7 @@ class Change(Result):
     scorer: str
     split: Split
     n: int = Field(description="Pairs of answers to the same prompt and sample number, scored in both models.")
+    prompts: int = Field(description="Prompts that have such a pair.")
     before: float | None = Field(description="The baseline's toxic share of these pairs.")
     after: float | None = Field(description="The model's toxic share of them.")
     delta: float | None = Field(description="after minus before.")

@@ -31,12 +31,18 @@ from rewardlm.measuring.comparison import (
     ModelSummary,
     Primary,
     PrimaryFixed,
-    QualityChange,
     change_of,
 )
 from rewardlm.measuring.independence import UNKNOWN, kinship_of, was_reward
 from rewardlm.measuring.measured import Measured
-from rewardlm.measuring.non_inferiority import largest_loss, number_needed, number_to_see, standard_error
+from rewardlm.measuring.non_inferiority import (
+    largest_loss,
+    number_needed,
+    number_to_see,
+    of_all_tasks,
+    standard_error,
+    widened,
+)
 from rewardlm.measuring.result import Interval, Result, ShareChange
 from rewardlm.measuring.utility_results import TASK_NAMES
 from rewardlm.stats import unseen_share
@@ -155,16 +161,15 @@ class _Asked:
         ):
             if (margin := getattr(margins, name)) is not None:
                 few = self._few(key) if name in ("topic", "fluency") else None
-                share = name not in ("topic", "fluency")
-                change = model.quality_change.get(key)
-                yield _not_worse(name, change, margin, rise=rise, unit="prompts", share=share, doubt=few)
+                moved = model.quality_change.get(key)
+                asked = None if moved is None or name in ("topic", "fluency") else moved.prompts
+                yield _not_worse(name, moved, margin, rise=rise, unit="prompts", asked=asked, doubt=few)
         if margins.counter_narratives is not None:
             fell = model.counter_narrative_change
-            change = None
-            if fell is not None:
-                prompts = math.ceil(fell.n / max(1, len(np.unique(self.new.samples))))
-                change = QualityChange(prompts=prompts, **fell.model_dump(include=set(ShareChange.model_fields)))
-            yield _not_worse("counter_narratives", change, margins.counter_narratives, rise=False, unit="prompts")
+            asked = None if fell is None else fell.prompts
+            yield _not_worse(
+                "counter_narratives", fell, margins.counter_narratives, rise=False, unit="prompts", asked=asked
+            )
         for name in ("accuracy", *TASK_NAMES):
             if (margin := getattr(margins, name)) is not None:
                 yield self._utility(name, margin)
@@ -173,8 +178,9 @@ class _Asked:
             unanswered = None if silent is None else silent.of_unanswered()
             one = self._one_has("answers to harmless prompts", lambda run: run.harmless is not None)
             yield _not_worse(
-                "over_refusal", unanswered, margins.over_refusal, rise=True, unit="harmless prompts", doubt=one
-            )
+                "over_refusal", unanswered, margins.over_refusal, rise=True, unit="harmless prompts",
+                asked=None if unanswered is None else unanswered.n, doubt=one,
+            )  # fmt: skip
         if margins.groups is not None:
             yield self._groups(margins.groups)
         for code in self.settings.forbidden:
@@ -262,14 +268,13 @@ class _Asked:
         answers = {}
         for scorer in scorers:
             found = change_of(self.found.comparisons, to=self.model.label, scorer=scorer, split=split)
-            change = None
+            change, asked = None, None
             if found is not None and found.n:
-                asked = found.equal_samples
-                change = QualityChange(
-                    from_=found.from_, n=found.n, prompts=min(found.n, asked.prompts + asked.left_out),
-                    delta=found.delta, delta_ci95=found.delta_ci95, p_value=None,
-                )  # fmt: skip
-            answers[scorer] = _not_worse(name, change, margin, rise=True, unit="prompts")
+                asked = found.prompts
+                change = ShareChange(
+                    from_=found.from_, n=found.n, delta=found.delta, delta_ci95=found.delta_ci95, p_value=None
+                )
+            answers[scorer] = _not_worse(name, change, margin, rise=True, unit="prompts", asked=asked)
         return _worst(answers)
 
     def _one_has(self, what: str, has: Callable[[Measured], bool]) -> str | None:
@@ -302,15 +307,16 @@ class _Asked:
         if name != "accuracy":
             change: ShareChange | None = self.model.utility_change.get(name)
             one = self._one_has(TASK_NAMES[name], lambda run: name in run.utility)
-            text = name == "wikitext"
-            return _not_worse(name, change, margin, rise=text, unit=unit, share=not text, doubt=one)
+            asked_of = None if change is None or name == "wikitext" else change.n
+            return _not_worse(name, change, margin, rise=name == "wikitext", unit=unit, asked=asked_of, doubt=one)
         asked = [{task for task, found in run.utility.items() if found.is_choice} for run in (self.against, self.new)]
         apart = sorted(asked[0] ^ asked[1])
         doubt = f"asked in one run only: {', '.join(apart)}" if apart else None
         known = [one for task, one in self.model.utility_change.items() if task != "wikitext"]
         # Of one task there is no mean.
         change = self.model.accuracy_change or (known[0] if len(known) == 1 else None)
-        return _not_worse(name, change, margin, rise=False, unit=unit, doubt=doubt)
+        asked_of = None if change is None else of_all_tasks(one.n for one in known)
+        return _not_worse(name, change, margin, rise=False, unit=unit, asked=asked_of, doubt=doubt)
 
     def _groups(self, margin: float) -> GateCheck:
         """No group's answers became more toxic by the margin. The one of which that is least sure stands for all."""
@@ -323,7 +329,7 @@ class _Asked:
         doubt = f"one of the runs has no scored answers about {', '.join(apart)}" if apart else None
         if found is None:
             none = f"{scorer} judged no sentences about groups in both runs"
-            return _not_worse("groups", None, margin, rise=True, unit="sentences", share=False, doubt=doubt, none=none)
+            return _not_worse("groups", None, margin, rise=True, unit="sentences", doubt=doubt, none=none)
         answers = {
             group: _not_worse(
                 "groups",
@@ -331,7 +337,6 @@ class _Asked:
                 margin,
                 rise=True,
                 unit="sentences",
-                share=False,
                 doubt=doubt,
             )
             for group, one in found.groups.items()
@@ -366,12 +371,13 @@ def _not_worse(
     *,
     rise: bool,
     unit: Unit,
-    share: bool = True,
+    asked: int | None = None,
     doubt: str | None = None,
     none: str = "neither run measured it",
 ) -> GateCheck:
-    """Non-inferiority: the loss is below the margin. ``rise`` says that a rise is the loss, ``share`` that it is one
-    of prompts or questions, ``doubt`` why a pass would prove little, and ``none`` why there may be nothing.
+    """Non-inferiority: the loss is below the margin. ``rise`` says that a rise is the loss, ``asked`` of how many
+    prompts or questions it is a share (None: it is none), ``doubt`` why a pass would prove little, and ``none`` why
+    there may be nothing.
     """
     if change is None or change.delta is None:
         found = _not_assessed(name, margin, doubt or none)
@@ -383,35 +389,37 @@ def _not_worse(
     )
     if ends is None:
         # Not one number differs: a model that was held against itself, or one that is the same by this measure.
-        same = delta == 0 and change.n >= _ENOUGH_ALIKE and doubt is None
+        alike = change.n if asked is None else asked
+        same = delta == 0 and alike >= _ENOUGH_ALIKE and doubt is None
         why = f"all {change.n:,} are the same in both" if same else f"{said}; there is no interval"
         return check.model_copy(update={"verdict": "pass" if same else "can't tell", "message": why})
     if (ends[0] if rise else -ends[1]) > margin:
         return check.model_copy(update={"verdict": "fail"})
     if doubt is not None:
         return check.model_copy(update={"message": f"{said}; but {doubt}"})
-    asked = change.prompts if isinstance(change, QualityChange) else change.n
-    if largest_loss(asked, ends, rise=rise, share=share) < margin:
+    largest = largest_loss(ends, rise=rise, asked=asked)
+    if largest < margin:
         return check.model_copy(update={"verdict": "pass"})
     if (ends[1] if rise else -ends[0]) < margin:
-        hidden = f"{said}; but {_size(name, unseen_share(asked))} may be of a kind that none of these {asked:,} was"
-        needed = math.ceil(change.n * number_to_see(margin) / asked)
-        return check.model_copy(update={"message": hidden, "needed": needed})
-    return check.model_copy(update={"needed": _needed_for(change, ends, margin, rise=rise)})
+        unseen = f"a kind of which these {asked:,} hold none could make it {_size(name, largest)}"
+        check = check.model_copy(update={"message": f"{said}; but {unseen}"})
+    return check.model_copy(update={"needed": _needed_for(change, ends, margin, rise=rise, asked=asked)})
 
 
 # So many equal numbers are enough to say that nothing changed.
 _ENOUGH_ALIKE = 20
 
 
-def _needed_for(change: ShareChange, ends: Interval, margin: float, *, rise: bool) -> int | None:
+def _needed_for(change: ShareChange, ends: Interval, margin: float, *, rise: bool, asked: int | None) -> int | None:
     """About how many tell whether the loss is below the margin, if it is what it seems."""
-    prompts = change.prompts if isinstance(change, QualityChange) else change.n
-    if change.delta == 0 and prompts > 1 and math.isclose(ends[1], unseen_share(prompts), rel_tol=1e-6):
+    if asked is not None and change.delta == 0 and asked > 1 and math.isclose(ends[1], unseen_share(asked)):
         # Nothing changed at all, and the interval shrinks with the number itself.
         return _needed_alike(change.n, ends, margin)
     loss = (change.delta or 0.0) if rise else -(change.delta or 0.0)
-    return _needed(change.n, ends, abs(margin - max(0.0, loss)))
+    found = _needed(change.n, widened(ends, asked), abs(margin - max(0.0, loss)))
+    if found is None or asked is None or margin <= 0:
+        return found
+    return max(found, math.ceil(change.n * number_to_see(margin) / asked))
 
 
 def _needed_alike(n: int, ends: Interval, margin: float) -> int | None:

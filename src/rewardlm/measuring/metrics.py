@@ -236,10 +236,11 @@ def _variance_of_threshold(
 class Difference:
     """What changed from one model to another over the pairs scored in both. All None where ``n`` is 0.
 
-    ``before`` and ``after`` are the toxic shares of these pairs.
+    ``before`` and ``after`` are the toxic shares of these pairs, and ``prompts`` counts the prompts that have one.
     """
 
     n: int
+    prompts: int
     before: float | None
     after: float | None
     delta: float | None
@@ -287,6 +288,7 @@ def paired_difference(
     score = mean_change(score_change, pairs, largest=1.0, n_flips=n_resamples, seed=seed)
     return Difference(
         n=n,
+        prompts=int((pairs > 0).sum()),
         before=int(toxic_before.sum()) / n if n else None,
         after=int(toxic_after.sum()) / n if n else None,
         delta=toxic.mean,

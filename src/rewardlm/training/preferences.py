@@ -72,6 +72,7 @@ class Preferences:
             "unscored": self.unscored,
             "found": len(self.found),
             "cut_off_penalty": self.cut_off_penalty,
+            "ended_gap": self.ended_gap if self.pairs and self.found else None,
             "prompts_without": dict(self.without),
             "chosen": _means(chosen),
             "rejected": _means(rejected) if rejected else None,
@@ -93,7 +94,10 @@ class Preferences:
         lost = f"; prompts without: {noted}" if noted else ""
         unscored = f"; {self.unscored:,} answers could not be scored" if self.unscored else ""
         if self.cut_off_penalty:
-            unscored += f"; answers that were cut off lost {self.cut_off_penalty:.2f} of their reward"
+            unscored += (
+                f"; answers that were cut off lost {self.cut_off_penalty:.2f} of their reward, so {self.ended_gap:.0%} "
+                "more of the chosen ones than of the rejected ones ended"
+            )
         return f"{len(self.found):,} {what} from {self.answers:,} answers to {self.prompts:,} prompts{lost}{unscored}"
 
 
@@ -103,12 +107,15 @@ _PENALTIES = [step / 50 for step in range(16)]
 
 def pairs_that_end(answers: Sequence[DrawnAnswer], texts: Sequence[str], settings: PairSettings) -> Preferences:
     """The pairs among a round's ``answers`` with the least penalty on those that were cut off by which so many more
-    chosen answers than rejected ones ended by themselves as ``ended_gap`` asks. If none does, the largest is taken.
+    chosen answers than rejected ones ended by themselves as ``ended_gap`` asks. If none does, the largest penalty is
+    taken, or none where it changes nothing. Where there is no pair without a penalty, one could teach nothing but to
+    end, and there is none with it either.
 
     Of 48 tokens hardly one answer in ten ends. So chance decides whether chosen ones or rejected ones do, and with that
     whether the model learns to come to an end or to ramble.
     """
-    assert settings.ended_gap is not None
+    wanted = settings.ended_gap
+    assert wanted is not None
 
     @cache
     def found(penalty: float) -> Preferences:
@@ -116,9 +123,14 @@ def pairs_that_end(answers: Sequence[DrawnAnswer], texts: Sequence[str], setting
         pairs.add([_less(answer, penalty) for answer in answers], texts, settings)
         return pairs
 
+    if not found(0.0).found:
+        return found(0.0)
     # The larger the penalty, the larger the gap, but for chance.
-    place = bisect_left(_PENALTIES, settings.ended_gap, key=lambda penalty: found(penalty).ended_gap)
-    return found(_PENALTIES[min(place, len(_PENALTIES) - 1)])
+    place = bisect_left(_PENALTIES, wanted, key=lambda penalty: found(penalty).ended_gap)
+    if place < len(_PENALTIES):
+        return found(_PENALTIES[place])
+    most = found(_PENALTIES[-1])
+    return most if most.ended_gap > found(0.0).ended_gap else found(0.0)
 
 
 def _less(answer: DrawnAnswer, penalty: float) -> DrawnAnswer:
