@@ -107,7 +107,7 @@ def mean_change(
     alone = _standard_error(x, w, extra=most)
     error = math.hypot(alone, more_variance**0.5) if more_variance else alone
     p_value = max(_t_p_value(mean, error, n - 1), flip_p_value(x, n_flips, seed))
-    half, shift = _t_quantile(n - 1) * error, _skewness_shift(x, w, alone, extra=most)
+    half, shift = t_quantile(n - 1) * error, _skewness_shift(x, w, alone, extra=most)
     low, high = agreeing(mean, mean - half + min(0.0, shift), mean + half + max(0.0, shift), p_value)
     if largest is not None:
         low, high = max(low, -largest), min(high, largest)
@@ -136,7 +136,7 @@ def difference_of_means(
     # As shares, because squares of tiny variances would underflow.
     freedom = 1 / sum((v / total) ** 2 / (len(x) - 1) for v, (x, _) in zip(variances, groups, strict=True))
     p_value = _t_p_value(mean - other, total**0.5, freedom)
-    estimate, half = mean - other, _t_quantile(freedom) * total**0.5
+    estimate, half = mean - other, t_quantile(freedom) * total**0.5
     return MeanChange(n, estimate, agreeing(estimate, estimate - half, estimate + half, p_value), p_value)
 
 
@@ -151,7 +151,7 @@ def mean_ci95(sums: ArrayLike, counts: ArrayLike | None = None) -> tuple[float, 
     error = _standard_error(x, w, extra=_farthest(x, w))
     if error == 0:
         return None
-    mean, half = float(x.sum() / w.sum()), _t_quantile(len(x) - 1) * error
+    mean, half = float(x.sum() / w.sum()), t_quantile(len(x) - 1) * error
     return mean - half, mean + half
 
 
@@ -195,7 +195,7 @@ def estimated_share_ci95(
         return None
     share = min(1.0, max(0.0, float(x.sum() / w.sum())))
     variance = _standard_error(x, w, 0.0) ** 2 + more_variance
-    worth, t = float(labels), _t_quantile(min(len(x) - 1, freedom))
+    worth, t = float(labels), t_quantile(min(len(x) - 1, freedom))
     if variance > 0 and 0 < share < 1:
         worth = share * (1 - share) / variance * (_normal_quantile() / t) ** 2
     if not 0 < share < 1:
@@ -312,7 +312,7 @@ def change_band95(
     if n < 2:
         return SimultaneousBand(values, None)
     tail = _tail_of_the_largest(x, w, n_resamples, seed)
-    t, unseen = _t_quantile(_prompts_worth(w) - 1, tail), unseen_share(n, tail) * largest
+    t, unseen = t_quantile(_prompts_worth(w) - 1, tail), unseen_share(n, tail) * largest
     ends = np.empty((len(x), 2))
     for place, (one, mean) in enumerate(zip(x, values.tolist(), strict=True)):
         if not one.any():
@@ -557,7 +557,7 @@ def _skewness_shift(x: FloatArray, w: FloatArray, error: float, extra: float, t:
     ``error`` is ``_standard_error``, with the same ``extra``, which has a sign here; ``t`` the interval's quantile, by
     default that of 95 %.
     """
-    n, t = len(x), _t_quantile(len(x) - 1) if t is None else t
+    n, t = len(x), t_quantile(len(x) - 1) if t is None else t
     # Divided by the spread of the residuals, so that cubes neither vanish nor overflow.
     spread = error * float(w.sum()) * ((n - 1) / n) ** 0.5
     cubes = float(((_residuals(x, w) / spread) ** 3).sum()) + (extra / spread) ** 3
@@ -571,7 +571,7 @@ def _t_p_value(estimate: float, error: float, freedom: float) -> float:
     return float(2 * stdtr(freedom, -abs(estimate) / error))
 
 
-def _t_quantile(freedom: float, tail: float = LEVEL / 2) -> float:
+def t_quantile(freedom: float, tail: float = LEVEL / 2) -> float:
     """The quantile of Student's t beyond which ``tail`` lies, by default 2.5 %."""
     from scipy.special import stdtrit
 
@@ -666,7 +666,7 @@ def _worth(
     variance = _standard_error(x, w, extra) ** 2
     worth = n
     if variance > 0:
-        worth = share * (1 - share) / variance * (_normal_quantile(tail) / _t_quantile(n - 1, tail)) ** 2
+        worth = share * (1 - share) / variance * (_normal_quantile(tail) / t_quantile(n - 1, tail)) ** 2
     return min(worth, at_most)
 
 
@@ -748,7 +748,7 @@ def fieller_ci95(
     further on that side, by as much as Johnson (1978) moves one.
     """
     n = len(fixed)
-    t = _t_quantile(min(n - 1, freedom))
+    t = t_quantile(min(n - 1, freedom))
     t2 = t**2
     one, two = fixed - fixed.mean(), slope - slope.mean()
     of_fixed, of_both, of_slope = (float((a * b).sum()) * n / (n - 1) for a, b in ((one, one), (one, two), (two, two)))

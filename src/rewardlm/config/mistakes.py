@@ -135,9 +135,9 @@ class _Words:
             return f"did you mean {beside[_named(hint)]!r}?"
         if hint := did_you_mean(key, [*self._known, *self._settings]):
             return hint
-        # The many settings of a service are listed as one.
+        # The many settings of a service, and of what is measured besides, are listed as one.
         short = dict.fromkeys(
-            re.sub(r"^(server|services)\..*", r"\1.…", one.removeprefix(self._prefix))
+            re.sub(r"^(server|services|utility)\..*", r"\1.…", one.removeprefix(self._prefix))
             for one in self._known
             if one.startswith(self._prefix)
         )

@@ -11,11 +11,9 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable, Mapping
 
-from scipy.stats import t
-
 from rewardlm.measuring.result import Interval, ShareChange
 from rewardlm.measuring.utility_results import NonInferiority
-from rewardlm.stats import LEVEL, unseen_share
+from rewardlm.stats import LEVEL, t_quantile, unseen_share
 
 # Standard normal quantiles of 97.5 % and 80 %: the interval, and the chance to show it.
 _INTERVAL, _CHANCE = 1.959964, 0.841621
@@ -76,7 +74,7 @@ def widened(ends: Interval, asked: int | None) -> Interval:
     if asked is None or asked < 2 or _nothing_changed(ends, asked):
         return ends
     half = (ends[1] - ends[0]) / 2
-    more = math.hypot(half, float(t.ppf(1 - LEVEL / 2, asked - 1)) / asked) - half
+    more = math.hypot(half, t_quantile(asked - 1) / asked) - half
     return ends[0] - more, ends[1] + more
 
 
