@@ -130,10 +130,7 @@ TRAININGS: dict[str, tuple[tuple[str, ...], str | None, str | None, float]] = {
     "RLOO": (("rlaf", *_ASKS, "--algorithm", "rloo"), None, None, 15),
 }
 # By label: a trained model, and by what everything that its adapter adds is multiplied.
-WEAKENED: dict[str, tuple[str, float]] = {
-    "DPO twice × 0.8": ("DPO twice", 0.8),
-    "DPO twice, ending × 0.8": ("DPO twice, ending", 0.8),
-}
+WEAKENED = {f"{label} × 0.8": (label, 0.8) for label in ("DPO twice", "DPO twice, ending")}
 # The models with the first seed, as the tables have them.
 LABELS = ("PT", *(
     label for trained in TRAININGS

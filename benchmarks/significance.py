@@ -198,7 +198,7 @@ def two_judges(before: Grid, after: Grid) -> Found:
     second half the other's."""
     k = before.shape[1] // 2
     one, two = (before[:, :k], after[:, :k]), (before[:, k:], after[:, k:])
-    return {"judges' changes": below(difference_of_judges(one, two, Rule(0.5, False, FLIPS, 0)).p_value)}
+    return {"judges' changes": below(difference_of_judges(one, two, RULE).p_value)}
 
 
 def seen_by_two(before: float, after: float, other_after: float, samples: int) -> Draw:
@@ -492,8 +492,7 @@ def changed(before: Grid, after: Grid) -> Found:
 
 def excluded(before: Grid, after: Grid) -> Found:
     """Whether ``compare`` says that no more than the margin was lost."""
-    changes = of_a_task(before, after)
-    found = [one.holds for one in non_inferiority(changes, MARGIN).values()]
+    found = [one.holds for one in non_inferiority(of_a_task(before, after), MARGIN).values()]
     return {"loss excluded": found[0] if found else None}
 
 

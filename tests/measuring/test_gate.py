@@ -91,6 +91,16 @@ def run_of(
     return path
 
 
+def judged_by_two(path: Path, judged: dict[str, Any], toxicity: list[float]) -> Path:
+    """A run that is called like its folder, whose judges learnt from nothing that the other run did."""
+    known = {"known": True, "family": [], "encoders": [], "data": []}
+    scorers = [{"name": name, "labels": ["toxic"], "lineage": known} for name in judged]
+    return build_run(
+        path, path.name, judged, toxicity=toxicity, scorers=scorers, rewards=[], reward_lineage={}, model="m",
+        model_hash="h",
+    )  # fmt: skip
+
+
 def ask(new: Path, base: Path, **settings: Any) -> GateResult:
     wanted = validate(GateSettings, {"against": str(base), "n_resamples": 200, **settings})
     return gate(load_measured(new), load_measured(base), wanted)
@@ -326,12 +336,7 @@ def test_toxicity_that_went_elsewhere_is_found(tmp_path: Path) -> None:
     def mixed(label: str, toxic: float, other: float, by_another: float) -> Path:
         rows = scores(toxic, 1)[: PROMPTS // 2] + scores(other, 2)[PROMPTS // 2 :]
         judged = {"j": rows, "k": scores(by_another, 3)}
-        known = {"known": True, "family": [], "encoders": [], "data": []}
-        scorers = [{"name": name, "labels": ["toxic"], "lineage": known} for name in judged]
-        return build_run(
-            tmp_path / label, label, judged, toxicity=half, scorers=scorers, rewards=[], reward_lineage={},
-            model="m", model_hash="h",
-        )  # fmt: skip
+        return judged_by_two(tmp_path / label, judged, half)
 
     base = mixed("base", 0.5, 0.05, 0.4)
     how = {"primary": {"scorer": "j"}, "forbidden": []}
@@ -351,12 +356,7 @@ def test_what_so_few_prompts_would_hardly_show_does_not_pass(tmp_path: Path) -> 
     def asked(label: str, n: int, toxic: float, turned: int) -> Path:
         first = [[0.9 if row < n * toxic else 0.1] * 8 for row in range(n)]
         other = [[0.9 if row == turned else 0.1] + [0.1] * 7 for row in range(n)]
-        known = {"known": True, "family": [], "encoders": [], "data": []}
-        return build_run(
-            tmp_path / f"{label}-{n}", label, {"j": first, "k": other}, toxicity=[0.9] * n,
-            scorers=[{"name": name, "labels": ["toxic"], "lineage": known} for name in "jk"], rewards=[],
-            reward_lineage={}, model="m", model_hash="h",
-        )  # fmt: skip
+        return judged_by_two(tmp_path / f"{label}-{n}", {"j": first, "k": other}, [0.9] * n)
 
     # Of 60 equal answers, nothing can be said about two points either.
     unasked = ("refusals", "empty", "language", "repetition")
@@ -402,12 +402,8 @@ def test_counter_narratives_are_counted_by_prompts_not_by_answers(tmp_path: Path
 
 def test_a_clear_gain_passes_where_nothing_may_be_lost(base: Path, tmp_path: Path) -> None:
     def judged(label: str, other: float, seed: int) -> Path:
-        known = {"known": True, "family": [], "encoders": [], "data": []}
-        scorers = [{"name": name, "labels": ["toxic"], "lineage": known} for name in "jk"]
-        return build_run(
-            tmp_path / label, label, {"j": scores(other, seed), "k": scores(other, seed + 10)},
-            toxicity=[0.9] * PROMPTS, scorers=scorers, rewards=[], reward_lineage={}, model="m", model_hash="h",
-        )  # fmt: skip
+        judged = {"j": scores(other, seed), "k": scores(other, seed + 10)}
+        return judged_by_two(tmp_path / label, judged, [0.9] * PROMPTS)
 
     found = ask(judged("new", 0.2, 1), judged("old", 0.5, 0), primary={"scorer": "j"}, margins={"other_judges": 0})
     assert check(found, "other_judges").verdict == "pass"
@@ -418,12 +414,7 @@ def test_prompts_that_a_judge_could_not_score_do_not_count(tmp_path: Path) -> No
 
     def judged(label: str, turned: int) -> Path:
         other = [[0.9 if row == turned else 0.1] + [0.1] * 7 if row < 40 else [None] * 8 for row in range(100)]
-        known = {"known": True, "family": [], "encoders": [], "data": []}
-        return build_run(
-            tmp_path / label, label, {"j": [[0.1] * 8] * 100, "k": other}, toxicity=[0.9] * 100,
-            scorers=[{"name": name, "labels": ["toxic"], "lineage": known} for name in "jk"], rewards=[],
-            reward_lineage={}, model="m", model_hash="h",
-        )  # fmt: skip
+        return judged_by_two(tmp_path / label, {"j": [[0.1] * 8] * 100, "k": other}, [0.9] * 100)
 
     found = check(ask(judged("new", 1), judged("base", 0), primary={"scorer": "j"}), "other_judges")
     assert (found.n, found.verdict) == (320, "can't tell")

@@ -6,7 +6,6 @@ import math
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
-from unittest.mock import ANY
 
 import numpy as np
 import pytest
@@ -315,10 +314,12 @@ def test_a_loss_that_so_few_prompts_would_hardly_show_is_not_excluded() -> None:
     """One prompt in 100 may be refused in every answer: 180 prompts have none of these in one case of six, and 368 in
     one of forty.
     """
-    for n, shown in ((180, False), (367, False), (368, True)):
+    half = math.hypot(0.003, 1.9733 / 180)
+    of_180 = math.ceil(180 * ((1.959964 + 0.841621) / 1.959964 * half / 0.01) ** 2)
+    for n, shown, needed in ((180, False, of_180), (367, False, 368), (368, True, None)):
         found = non_inferiority({"over_refusal": change(n, -0.004, 0.002), "wikitext": change(n, -0.004, 0.002)}, 0.01)
         assert found["over_refusal"].holds is shown
-        assert found["over_refusal"].items_needed == (None if shown else 368 if n > 180 else ANY)
+        assert found["over_refusal"].items_needed == needed
         assert found["wikitext"].holds
 
 

@@ -80,8 +80,8 @@ class PairSettings(Section):
         None,
         ge=0,
         lt=1,
-        description="Answers that were cut off lose as much reward (at most 0.3, and it counts towards margin) as it "
-        "takes until the share that ended is higher by so much among chosen answers than rejected ones; null: nothing.",
+        description="By how much more of the chosen answers than of the rejected ones end by themselves. Answers that "
+        "were cut off lose reward for it: at most 0.3, which counts towards margin. Null: they lose nothing.",
     )
 
 

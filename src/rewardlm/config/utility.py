@@ -70,8 +70,7 @@ class UtilitySettings(Section):
     harmless: int | None = Field(
         180,
         ge=1,
-        description="So many of RewardLM's own harmless prompts are asked, of all kinds alike; null for all 384. To "
-        "exclude that one in a hundred more is refused takes all, and several answers to each.",
+        description="How many of RewardLM's own harmless prompts are asked, of all kinds alike; null: all 384.",
     )
     refusal_samples: int = Field(
         1,

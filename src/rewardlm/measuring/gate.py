@@ -37,6 +37,7 @@ from rewardlm.measuring.independence import UNKNOWN, kinship_of, was_reward
 from rewardlm.measuring.measured import Measured
 from rewardlm.measuring.non_inferiority import (
     largest_loss,
+    nothing_changed,
     number_needed,
     number_to_see,
     of_all_tasks,
@@ -45,7 +46,6 @@ from rewardlm.measuring.non_inferiority import (
 )
 from rewardlm.measuring.result import Interval, Result, ShareChange
 from rewardlm.measuring.utility_results import TASK_NAMES
-from rewardlm.stats import unseen_share
 
 GateVerdict = Literal["pass", "fail", "can't tell", "not_assessed"]
 Unit = Literal["prompts", "questions", "articles", "harmless prompts", "sentences"]
@@ -412,8 +412,8 @@ _ENOUGH_ALIKE = 20
 
 def _needed_for(change: ShareChange, ends: Interval, margin: float, *, rise: bool, asked: int | None) -> int | None:
     """About how many tell whether the loss is below the margin, if it is what it seems."""
-    if asked is not None and change.delta == 0 and asked > 1 and math.isclose(ends[1], unseen_share(asked)):
-        # Nothing changed at all, and the interval shrinks with the number itself.
+    if asked is not None and nothing_changed(ends, asked):
+        # The interval shrinks with the number itself.
         return _needed_alike(change.n, ends, margin)
     loss = (change.delta or 0.0) if rise else -(change.delta or 0.0)
     found = _needed(change.n, widened(ends, asked), abs(margin - max(0.0, loss)))

@@ -45,7 +45,7 @@ def _of(n: int, ends: Interval, margin: float, *, rise: bool, asked: int | None)
     needed = None
     if not holds and not lost and margin > 0:
         # So that 80 % of intervals around zero end within the margin; if nothing changed, the interval is exact.
-        exact = asked is not None and _nothing_changed(ends, asked)
+        exact = asked is not None and nothing_changed(ends, asked)
         about = n + 1 if exact else number_needed(n, widened(ends, asked), margin)
         needed = max(about, 0 if asked is None else math.ceil(n * number_to_see(margin) / asked))
     return NonInferiority(n=n, margin=margin, largest_loss=loss, holds=holds, items_needed=needed)
@@ -71,7 +71,7 @@ def widened(ends: Interval, asked: int | None) -> Interval:
     """The interval as if one more of ``asked`` prompts had changed in all its answers (the idea of Agresti & Coull
     1998), which few changes of a part of the answers don't foresee. As it is where it is of no share, or exact.
     """
-    if asked is None or asked < 2 or _nothing_changed(ends, asked):
+    if asked is None or asked < 2 or nothing_changed(ends, asked):
         return ends
     half = (ends[1] - ends[0]) / 2
     more = math.hypot(half, t_quantile(asked - 1) / asked) - half
@@ -84,7 +84,7 @@ def of_all_tasks(numbers: Iterable[int]) -> int:
     return min(sum(found), len(found) * min(found))
 
 
-def _nothing_changed(ends: Interval, asked: int) -> bool:
+def nothing_changed(ends: Interval, asked: int) -> bool:
     """Then the interval is ``unseen_share`` to both sides, and exact."""
     return ends[0] == -ends[1] and math.isclose(ends[1], unseen_share(asked), rel_tol=1e-6)
 

@@ -130,8 +130,7 @@ class NonInferiority(Result):
     n: int = Field(description="Items, or prompts, that both models were asked.")
     margin: float = Field(description="The loss that is still accepted: .01 is a point, or for wikitext 1 %.")
     largest_loss: float = Field(
-        description="The largest loss that the change's 95 % interval allows; of a share more, for what so few "
-        "items may not show."
+        description="The largest that the 95 % interval allows; for a share, with what so few items may not show."
     )
     holds: bool = Field(description="Whether that is below the margin.")
     items_needed: int | None = Field(

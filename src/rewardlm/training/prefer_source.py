@@ -77,18 +77,19 @@ class DrawnPairs:
             found.add(chunk.answers, texts, settings.pair_settings)
             if len(found.found) >= wanted:
                 break
-        if settings.pairs.ended_gap is not None and found.pairs:
-            drawn = [answer for chunk in chunks for answer in chunk.answers]
-            found = pairs_that_end(drawn, texts, settings.pair_settings)
         self._first = self._first or chunks
         doubts = doubts_about_round(chunks, self.prompts, self._first if round_number else None)
         noted = list(doubts.values())
         asked = settings.pairs.ended_gap
-        if asked is not None and found.pairs and found.found and found.ended_gap < asked:
-            noted.append(
-                f"of the chosen answers {found.ended_gap:.0%} more than of the rejected ones ended by themselves, and "
-                f"pairs.ended_gap asks for {asked:.0%}: too few end for more; raise --max-new-tokens or --samples"
-            )
+        if asked is not None and found.pairs and found.found:
+            drawn = [answer for chunk in chunks for answer in chunk.answers]
+            found = pairs_that_end(drawn, texts, settings.pair_settings)
+            if found.ended_gap < asked:
+                noted.append(
+                    f"of the chosen answers {found.ended_gap:.0%} more than of the rejected ones ended by themselves, "
+                    f"and pairs.ended_gap asks for {asked:.0%}: too few end for more; raise --max-new-tokens or "
+                    "--samples"
+                )
         if not found.found and found.near_misses:
             # A judge or model so unlike the usual ones that no pair is one by these settings: better to learn, and say
             # so, than to refuse.

@@ -12,6 +12,7 @@ import random
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 
 from rewardlm.config import FinetuneSettings
 from rewardlm.data.chat import truncate_history
@@ -155,6 +156,8 @@ def _histories(settings: FinetuneSettings, learnt: Sequence[Pair]) -> list[tuple
     return list(dict.fromkeys(prompt.turns for prompt in load_prompts(replay.prompts, part=replay.part).prompts))
 
 
+# Pairs are looked for several times among the same answers, and the words of refusals are not quickly weighed.
+@lru_cache(maxsize=65536)
 def can_be_learnt(prompt: str, answer: str) -> bool:
     """Whether an answer is one to learn from: some text, in the prompt's script, not repeated, and no refusal."""
     return not any(_flaws(prompt, answer))
