@@ -190,8 +190,9 @@ def test_texts_are_hidden_until_asked_for_and_what_was_opened_stays_open(serve, 
     assert "step=15" in page.url
     page.keyboard.press("/")
     page.keyboard.type("STEP 5")
-    page.get_by_text("answer of step 5", exact=True).wait_for()
-    assert page.locator("#answer-grid .example").count() == 1
+    # Each letter is searched for, and all four answers fit "STEP".
+    wait_for(lambda: page.locator("#answer-grid .example").count() == 1, "the answer of one step alone")
+    assert page.get_by_text("answer of step 5", exact=True).is_visible()
     page.fill("#text", "")
     page.select_option("#only", "cut")
     page.get_by_text("No answer fits.").wait_for()
