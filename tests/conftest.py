@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import importlib
 import os
 import shutil
@@ -16,6 +17,7 @@ import pytest
 from hypothesis import settings
 
 from fake_service import FakeService
+from rewardlm.cli.app import RARELY
 from rewardlm.config import cache_folder, keys
 from rewardlm.config.keys import NAMED
 
@@ -30,6 +32,13 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Files with many slow tests come first: at the end no process waits long for the other's last file."""
     slow = Counter(item.path for item in items if item.get_closest_marker("slow"))
     items.sort(key=lambda item: -slow[item.path])
+
+
+def pytest_collection_finish() -> None:
+    """What all tests share stays until the end: Python needn't look through it for garbage after every few tests."""
+    gc.collect()
+    gc.freeze()
+    gc.set_threshold(*RARELY)
 
 
 @pytest.fixture

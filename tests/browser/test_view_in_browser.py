@@ -1,6 +1,7 @@
 """The page of ``rewardlm view`` in a real browser: what it shows, what it hides, and what stays when runs go on."""
 
 import json
+import re
 import sys
 from pathlib import Path
 
@@ -34,6 +35,10 @@ def sample(step: int, **more) -> dict:
         "reward": 0.5, "reason": None, "by_judge": {"lexical": 0.2}, "by_witness": {"witness": 0.9}, "terms": {},
         **more,
     }  # fmt: skip
+
+
+def step_of(example: str) -> int:
+    return int(re.findall(r"answer of step (\d+)", example)[0])
 
 
 def make(path: Path, label: str, steps: int = 20) -> Run:
@@ -190,8 +195,8 @@ def test_texts_are_hidden_until_asked_for_and_what_was_opened_stays_open(serve, 
     assert "step=15" in page.url
     page.keyboard.press("/")
     page.keyboard.type("STEP 5")
-    # Each letter is searched for, and all four answers fit "STEP".
-    wait_for(lambda: page.locator("#answer-grid .example").count() == 1, "the answer of one step alone")
+    # Each letter is searched for: until the first, there is the answer of step 15; then there are all that fit "STEP".
+    wait_for(lambda: [*map(step_of, page.locator("#answer-grid .example").all_inner_texts())] == [5], "step 5 alone")
     assert page.get_by_text("answer of step 5", exact=True).is_visible()
     page.fill("#text", "")
     page.select_option("#only", "cut")

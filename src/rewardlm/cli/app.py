@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import errno
+import gc
 import os
 import sys
 import warnings
@@ -35,6 +36,8 @@ label = typer.Typer(cls=LabelCommands, help="Let people say which answers are to
 app.add_typer(label, name="label")
 
 
+# After how many new objects Python looks for garbage among them, and after how many such looks among older ones.
+RARELY = (10_000, 10, 10)
 # Commands that several processes can share. Any other command would run once in each, on the same files.
 _SHARED = ("measure", "finetune", "rlaf", "prefer", "run", "demo")
 
@@ -95,6 +98,9 @@ def _run(asked: Interrupts) -> int:
     # occurred. PyTorch's own cache on top, for half precision, takes as much again.
     os.environ.setdefault("ONEDNN_PRIMITIVE_CACHE_CAPACITY", "64")
     os.environ.setdefault("LRU_CACHE_CAPACITY", "64")
+    # Libraries make a million objects that all stay. To look through them for garbage, again and again while they load,
+    # took an eighth of a short command's time.
+    gc.set_threshold(*RARELY)
     warnings.showwarning = _warn
     try:
         # Completion and help use this name, however the command was started.
