@@ -198,6 +198,9 @@ def test_what_may_stop_a_run_is_a_name_or_a_list_of_them() -> None:
     for override in ("stop_on=entropy_collapse", "stop_on=[entropy_collapse]"):
         assert build(RlafSettings, flags={"model": "tiny"}, overrides=[override]).stop_on == ["entropy_collapse"]
     assert "stop_on" in refused(RlafSettings, "stop_on=[boredom]")
+    said = refused(MeasureSettings, "suite=utility", "utility.tasks=[over-refusal]")
+    assert "did you mean 'over_refusal'" in said
+    assert "'hellaswag', 'piqa'" in said
 
 
 def test_columns_of_an_import_by_every_way(tmp_path: Path) -> None:

@@ -2,18 +2,19 @@
 
 Each stage is a run of its own below ``out``, so each resumes by itself and an experiment that was stopped goes on:
 
-    measure/PT  train/FT  measure/FT  train/DPO  measure/DPO  train/RL  measure/RL  interpret/all  comparison.json
-    report.html
+    measure/PT  train/FT  measure/FT  train/DPO  measure/DPO  train/DPO-again  measure/DPO-again  train/RL  measure/RL
+    interpret/all  comparison.json  report.html
 """
 
 from __future__ import annotations
 
+import copy
 import importlib.resources
 import json
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, NamedTuple, Protocol
 
 import yaml
 
@@ -29,7 +30,9 @@ from rewardlm.config import (
     RewardedSettings,
     RlafSettings,
     StageFinetune,
+    StagePreference,
     how_asked,
+    merge,
     split_names,
     validate,
 )
@@ -62,12 +65,11 @@ _FREE = (
     "finetune.checkpoint_every",
     "finetune.resume",
     "finetune.shard",
-    "prefer.gradient_checkpointing",
-    "prefer.checkpoint_every",
-    "prefer.samples_every",
-    "prefer.resume",
-    "prefer.shard",
-    "prefer.stop_on",
+    *(
+        f"{section}.{key}"
+        for section in ("prefer", "prefer_again")
+        for key in ("gradient_checkpointing", "checkpoint_every", "samples_every", "resume", "shard", "stop_on")
+    ),
     "rlaf.micro_batch_tokens",
     "rlaf.gradient_checkpointing",
     "rlaf.checkpoint_every",
@@ -78,6 +80,15 @@ _FREE = (
     "rlaf.stop_on",
     "interpret.batch_tokens",
 )
+
+
+class _Preference(NamedTuple):
+    """A preference training of an experiment; ``strength`` is that of its adapter where it is measured."""
+
+    label: str
+    section: str
+    settings: PreferSettings
+    strength: float | None
 
 
 class Progress(Protocol):
@@ -111,27 +122,21 @@ def run_experiment(
     # Adapters are settings of the stages that use them: their paths must not depend on where the command is run.
     out = out.absolute()
     settings = _with_primary(settings)
-    measured = {
-        label: validate(
-            MeasureSettings,
-            {**settings.common(), **settings.measure.model_dump(), "label": label, "adapter": adapter},
-        )
-        for label, adapter in _models(settings, out)
-    }
     finetuning = _finetune_settings(settings)
     preferring = _prefer_settings(settings, out)
     rlaf = _rlaf_settings(settings, out)
     interpreting = _interpret_settings(settings)
+    measured = _measurements(settings, preferring, out)
     stages = {
         "measure": measured["PT"],
         "finetune": finetuning,
-        "prefer": preferring,
+        **{training.section: training.settings for training in preferring},
         "rlaf": rlaf,
         "interpret": interpreting,
     }
     check_stages({section: settings for section, settings in stages.items() if settings is not None}, out)
     if _here(settings.measure.prompts):
-        for label, section, training in _asking(settings, preferring, rlaf):
+        for label, section, training in _asking(preferring, rlaf):
             if not _trained(out, label) and _here(training.prompts):
                 _refuse_measured(
                     label, prompts_of(training).prompts, prompts_of(measured[label]).prompts, f"{section}.part"
@@ -173,14 +178,17 @@ def run_experiment(
                     _refuse_measured("fine-tuning", prompts, _stored(out), "finetune.replay.part")
             with _told(stage, "train FT: counter-narratives") as progress:
                 runs.append(finetune(finetuning, out / "train" / "FT", report=progress.report, say=say).path)
-        for asking, section, training in _asking(settings, preferring, rlaf):
+        for asking, section, training in _asking(preferring, rlaf):
             if label == asking and not _trained(out, label):
                 _refuse_measured(label, prompts_of(training).prompts, _stored(out), f"{section}.part")
-        if preferring is not None and label == LABELS[preferring.method]:
-            from rewardlm.training.prefer import prefer
+        for preference in preferring:
+            if label == preference.label:
+                from rewardlm.training.prefer import prefer
 
-            with _told(stage, f"train {label}: {label} on its own answers") as progress:
-                runs.append(prefer(preferring, out / "train" / label, report=progress.report, say=say).path)
+                own = "its own answers" if preference.settings.draws else "preferences from a file"
+                with _told(stage, f"train {label}: {LABELS[preference.settings.method]} on {own}") as progress:
+                    folder = _folder(out, "train", label)
+                    runs.append(prefer(preference.settings, folder, report=progress.report, say=say).path)
         if label == "RL" and rlaf is not None:
             from rewardlm.training.rlaf import train
 
@@ -188,7 +196,8 @@ def run_experiment(
                 runs.append(train(rlaf, out / "train" / "RL", report=progress.report, say=say).path)
         with _told(stage, f"measure {label}") as progress:
             first = label == "PT"
-            run = measure(measured[label], out / "measure" / label, report=progress.report, say=say if first else None)
+            folder = _folder(out, "measure", label)
+            run = measure(measured[label], folder, report=progress.report, say=say if first else None)
         runs.append(run.path)
         if first and len(measured) > 1:
             small = processes.first(lambda: size_warning_by(out / "measure" / "PT", settings.measure.effect))
@@ -199,7 +208,7 @@ def run_experiment(
     if interpreting is not None:
         from rewardlm.interpreting.interpretation import interpret
 
-        folders = [out / "measure" / label for label in measured]
+        folders = [_folder(out, "measure", label) for label in measured]
         with _told(stage, "interpret: what changed inside") as progress:
             report = progress.report
 
@@ -210,7 +219,7 @@ def run_experiment(
 
     def end() -> tuple[Comparison, Path]:
         experiment.update(runs=[str(path.relative_to(out)) for path in runs])
-        concluded = _conclude(out, [out / "measure" / label for label in measured], settings.title)
+        concluded = _conclude(out, [_folder(out, "measure", label) for label in measured], settings.title)
         experiment.update(status="finished")
         return concluded
 
@@ -228,30 +237,38 @@ def _told(stage: StageOf, title: str) -> Iterator[Progress]:
             raise
 
 
-def _models(settings: ExperimentSettings, out: Path) -> Sequence[tuple[str, Path | None]]:
-    models: list[tuple[str, Path | None]] = [("PT", None)]
-    if settings.finetune is not None:
-        models.append(("FT", out / "train" / "FT" / "adapter"))
-    if settings.prefer is not None:
-        label = _prefer_label(settings)
-        models.append((label, out / "train" / label / "adapter"))
-    if settings.rlaf is not None:
-        models.append(("RL", out / "train" / "RL" / "adapter"))
-    return models
+def _measurements(
+    settings: ExperimentSettings, preferring: Sequence[_Preference], out: Path
+) -> dict[str, MeasureSettings]:
+    """The measurement of each model, by the label of what trained it."""
+    strengths = {training.label: training.strength for training in preferring}
+    trained = [
+        *(["FT"] if settings.finetune is not None else []),
+        *strengths,
+        *(["RL"] if settings.rlaf is not None else []),
+    ]
+    measured: dict[str, MeasureSettings] = {}
+    for label in ("PT", *trained):
+        strength = strengths.get(label)
+        own = {
+            "label": label if strength is None else f"{label} × {strength:g}",
+            "adapter": None if label == "PT" else _folder(out, "train", label) / "adapter",
+            "adapter_strength": strength,
+        }
+        measured[label] = validate(MeasureSettings, {**settings.common(), **settings.measure.model_dump(), **own})
+    return measured
 
 
-def _prefer_label(settings: ExperimentSettings) -> str:
-    method = (settings.prefer or {}).get("method") or PreferSettings.model_fields["method"].default
-    return LABELS.get(method, "DPO")  # a method that isn't known is refused with the other settings
+def _folder(out: Path, stage: str, label: str) -> Path:
+    """Where a stage's run lies: train/DPO-again."""
+    return out / stage / label.replace(" ", "-")
 
 
-def _asking(
-    settings: ExperimentSettings, preferring: PreferSettings | None, rlaf: RlafSettings | None
-) -> list[tuple[str, str, RewardedSettings]]:
+def _asking(preferring: Sequence[_Preference], rlaf: RlafSettings | None) -> list[tuple[str, str, RewardedSettings]]:
     """The trainings that ask prompts: label, section and settings."""
-    found: list[tuple[str, str, RewardedSettings]] = []
-    if preferring is not None and preferring.draws:
-        found.append((_prefer_label(settings), "prefer", preferring))
+    found: list[tuple[str, str, RewardedSettings]] = [
+        (training.label, training.section, training.settings) for training in preferring if training.settings.draws
+    ]
     if rlaf is not None:
         found.append(("RL", "rlaf", rlaf))
     return found
@@ -260,7 +277,7 @@ def _asking(
 def _with_primary(settings: ExperimentSettings) -> ExperimentSettings:
     """With the primary outcome spelt out, so that every measurement records it before there is a result."""
     rewards: list[str] = []
-    for training in (settings.prefer, settings.rlaf):
+    for training in (settings.prefer, _again(settings), settings.rlaf):
         if training is not None:
             reward = training.get("reward") or RlafSettings.model_fields["reward"].default
             rewards += split_names([reward] if isinstance(reward, str) else reward)
@@ -297,17 +314,48 @@ def _rlaf_settings(settings: ExperimentSettings, out: Path) -> RlafSettings | No
     return rlaf
 
 
-def _prefer_settings(settings: ExperimentSettings, out: Path) -> PreferSettings | None:
-    if settings.prefer is None:
-        return None
-    own = dict(settings.prefer)
-    before = _before(settings, out, own, "prefer", ("base", "finetune"))
-    if before is not None:
-        own["adapter"] = before
-    found = validate(PreferSettings, {**settings.common(), **own})
-    if found.draws:
-        _refuse_same_prompts(settings, found, "preference training", "prefer")
+def _prefer_settings(settings: ExperimentSettings, out: Path) -> list[_Preference]:
+    """The preference trainings, in the order in which they are done. Their labels differ."""
+    found: list[_Preference] = []
+    for section, tree in (("prefer", settings.prefer), ("prefer_again", _again(settings))):
+        if tree is None:
+            continue
+        own = dict(tree)
+        if found:
+            before: Path | None = _folder(out, "train", found[0].label) / "adapter"
+        else:
+            before = _before(settings, out, own, section, ("base", "finetune"))
+        if before is not None:
+            own["adapter"] = before
+        stage = validate(StagePreference, {**settings.common(), **own})
+        if stage.draws:
+            _refuse_same_prompts(settings, stage, "preference training", section)
+        own.pop("adapter_strength", None)
+        label = LABELS[stage.method]
+        found.append(
+            _Preference(
+                f"{label} again" if found and label == found[0].label else label,
+                section,
+                validate(PreferSettings, {**settings.common(), **own}),
+                stage.adapter_strength,
+            )
+        )
     return found
+
+
+def _again(settings: ExperimentSettings) -> dict[str, Any] | None:
+    """The settings of the second preference training: those of the first, and over them its own."""
+    if settings.prefer_again is None:
+        return None
+    if settings.prefer is None:
+        raise ConfigError("prefer_again goes on from the adapter of prefer, but the experiment has no prefer section")
+    if "adapter" in settings.prefer_again:
+        raise ConfigError("prefer_again.adapter: it goes on from the adapter of prefer; leave it out")
+    # What the first one started from, and a strength that is the first one's own, is not meant for the second.
+    only_the_first = ("after", "adapter", "lora", "answers", "preferences", "adapter_strength")
+    tree = {key: copy.deepcopy(value) for key, value in settings.prefer.items() if key not in only_the_first}
+    merge(tree, settings.prefer_again)
+    return tree
 
 
 def _before(
@@ -322,8 +370,8 @@ def _before(
         return None
     if getattr(settings, after) is None:
         raise ConfigError(f"{section}.after is {after!r}, but the experiment has no {after} section")
-    label = "FT" if after == "finetune" else _prefer_label(settings)
-    return out / "train" / label / "adapter"
+    label = "FT" if after == "finetune" else _prefer_settings(settings, out)[-1].label
+    return _folder(out, "train", label) / "adapter"
 
 
 def _refuse_same_prompts(settings: ExperimentSettings, training: RewardedSettings, who: str, section: str) -> None:

@@ -170,7 +170,7 @@ def test_settings_lists_keys_and_defaults_that_the_command_takes(shell: Shell, c
     keys = [setting["key"] for setting in found]
     assert len(set(keys)) == len(keys)
     assert set(flatten(usual.model_dump())) - set(flatten(kind.example)) <= set(keys)
-    stages = ("finetune", "prefer", "rlaf", "interpret") if kind is ExperimentSettings else ()
+    stages = ("finetune", "prefer", "prefer_again", "rlaf", "interpret") if kind is ExperimentSettings else ()
     for setting in found:
         key, default = setting["key"], setting["default"]
         if setting["required"]:
@@ -194,7 +194,13 @@ def test_settings_lists_bounds_and_choices_that_hold(shell: Shell, command: str)
 
     for setting in listed(shell, command):
         key = setting["key"]
-        if kind is ExperimentSettings and key.split(".")[0] in ("finetune", "prefer", "rlaf", "interpret"):
+        if kind is ExperimentSettings and key.split(".")[0] in (
+            "finetune",
+            "prefer",
+            "prefer_again",
+            "rlaf",
+            "interpret",
+        ):
             continue
         if "minimum" in setting:
             refused(key, setting["minimum"] - 1)

@@ -67,6 +67,27 @@ def test_a_parquet_file_as_a_data_set_is_saved(tmp_path):
     assert [one.chosen for one in found] == ["People.", "People."]
 
 
+def test_conversations_in_a_csv_are_read_as_such_and_never_learnt_as_json(tmp_path):
+    row = {"prompt": [USER], "chosen": [GOOD], "rejected": [BAD]}
+    path = tmp_path / "mine.csv"
+
+    def write(text):
+        with open(path, "w", newline="") as file:
+            csv.writer(file).writerows([row.keys(), [text(cell) for cell in row.values()]])
+        return load_preferences(path, answers=False)
+
+    [found] = write(json.dumps)
+    assert (found.history, found.chosen, found.rejected) == (ASKED, "People.", "Nobody.")
+    # As pandas writes lists.
+    with pytest.raises(
+        DataError, match=r"line 2: chosen looks like a list of messages, but is no JSON.*write it as JSON"
+    ):
+        write(str)
+    row = {"prompt": "Who are they?", "chosen": "[People]", "rejected": '["Nobody."]'}
+    [found] = write(str)
+    assert (found.chosen, found.rejected) == ("[People]", '["Nobody."]')
+
+
 @pytest.mark.parametrize(
     ("row", "says"),
     [

@@ -24,10 +24,12 @@ PYTHON: list[tuple[str, str]] = [
 ]
 # Few prompts, short answers, no models that only describe answers. They come last, so they win over flags.
 _MEASURE = ["limit=4", "max_new_tokens=6", "similarity=false", "perplexity=false", "counter_narrative=null"]
+_UTILITY = ["utility.items=4", "utility.words=20"]
 _FINETUNE = ["limit=4", "epochs=1"]
 _RLAF = ["limit=4", "steps=1", "batch_size=4", "minibatches=1", "ppo_epochs=1", "max_new_tokens=6", "witness=none"]
 _RLAF += ["rewards.terms.counter_narrative=0", "rewards.terms.similarity=0", "rewards.terms.refusal=0"]
-_PREFER = ["limit=4", "samples=2", "steps=1", "batch_size=2", "max_new_tokens=6", "witness=none"]
+# Of two answers only one may be chosen, and by chance it is the worse one of every prompt; of 4 × 8 hardly.
+_PREFER = ["limit=8", "samples=4", "steps=1", "batch_size=2", "max_new_tokens=6", "witness=none"]
 _PREFER += [
     "retain.pieces=4",
     "rewards.terms.counter_narrative=0",
@@ -44,7 +46,7 @@ SMALL: dict[str, list[str]] = {
     "judge train": ["limit=8", "epochs=1", "evaluations=1"],
 }
 # An experiment has the settings of its stages; those that a file leaves out stay out.
-STAGES = {"measure": _MEASURE, "finetune": _FINETUNE, "rlaf": _RLAF, "prefer": _PREFER}
+STAGES = {"measure": _MEASURE, "finetune": _FINETUNE, "rlaf": _RLAF, "prefer": _PREFER, "prefer_again": _PREFER}
 
 
 def arguments(typed: Sequence[str], folder: Path) -> list[str]:
@@ -63,7 +65,7 @@ def arguments(typed: Sequence[str], folder: Path) -> list[str]:
     if (command == "rlaf" and algorithm != "ppo") or (command == "measure" and several):
         more.append("samples=2")
     if command == "measure" and "--suite" in words:
-        more += ["utility.items=4", "utility.words=20"]
+        more += _UTILITY
     return [*words, *more]
 
 
@@ -76,6 +78,7 @@ def _experiment(words: Sequence[str], folder: Path) -> list[str]:
     file = next((folder / word for word in words[1:] if word.endswith(".yaml")), None)
     text = "measure:\nfinetune:\nrlaf:\n" if file is None else file.read_text("utf-8")
     small = [f"{stage}.{one}" for stage, of in STAGES.items() if re.search(rf"^{stage}:", text, re.M) for one in of]
+    small += [f"measure.{one}" for one in _UTILITY] if "suite: utility" in text else []
     return ["model=tiny", "interpret=null", *small, "measure.scorer=[lexical,lexical2]"]
 
 

@@ -224,7 +224,9 @@ def test_of_several_answers_to_a_harmless_prompt_each_prompt_counts_alike(tmp_pa
                 one["text"] = ""
         text = "".join(json.dumps(one) + "\n" for one in records)
         (run.path / "utility_answers.jsonl").write_text(text, encoding="utf-8")
-    _, model = compared([before.path, after.path])["models"]
+    found = compared([before.path, after.path])
+    assert "isn't finished" not in json.dumps(found["warnings"])
+    _, model = found["models"]
     summary, change = model["over_refusal"], model["over_refusal_change"]
     assert (summary["n"], summary["prompts"], summary["refused"], summary["unanswered"]) == (27, 9, 4, 7)
     assert summary["fraction"] == pytest.approx(4 / 27)
@@ -239,6 +241,17 @@ def test_of_several_answers_to_a_harmless_prompt_each_prompt_counts_alike(tmp_pa
     assert change["unanswered_delta"] == pytest.approx(expected)
     assert (change["n"], change["more"], change["fewer"]) == (9, 3, 0)
     assert model["non_inferiority"]["over_refusal"]["n"] == 9
+    # One answer of 27 less, and the suite isn't finished.
+    lines = (after.path / "utility_answers.jsonl").read_text(encoding="utf-8").splitlines(keepends=True)
+    (after.path / "utility_answers.jsonl").write_text("".join(lines[:-1]), encoding="utf-8")
+    assert "over_refusal 26 of 27" in json.dumps(compared([before.path, after.path])["warnings"])
+
+
+def test_a_run_keeps_to_its_number_of_harmless_prompts(tmp_path: Path) -> None:
+    only = {"tasks": ["over_refusal"]}
+    meter.measure(settings_of({**only, "harmless": 3}), tmp_path / "run")
+    with pytest.raises(RunError, match=r"utility\.harmless was 3, now 180\): choose another --out"):
+        meter.measure(settings_of(only), tmp_path / "run")
 
 
 @pytest.fixture(scope="module")

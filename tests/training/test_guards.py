@@ -7,7 +7,9 @@ from dataclasses import replace
 import pytest
 import torch
 
-from rewardlm.training.guards import WINDOW, doubts_about
+from rewardlm.config import RlafSettings
+from rewardlm.errors import TrainingError
+from rewardlm.training.guards import WINDOW, check_limits, doubts_about
 from rewardlm.training.rewards import BatchRewards
 from rewardlm.training.rollouts import Rollouts, length_mask
 
@@ -113,6 +115,20 @@ def test_groups_that_are_equal_although_they_were_drawn_again(rounds, said):
     # Where none has a spread, one warning is enough.
     none = replace(found, rewards=torch.tensor([0.5, 0.5, 0.1, 0.1]))
     assert list(doubts_about(none, 0.3, ASKED, [], compares_answers=True, rounds=rounds)) == ["constant_reward"]
+
+
+@pytest.mark.parametrize("equal", [[0.5, 0.5, 0.1, 0.1], [0.5] * 4])
+def test_equal_rewards_end_the_run_where_no_group_has_a_spread(equal):
+    found = replace(rollouts(CALM, toxicity=equal), group=torch.tensor([0, 0, 1, 1]))
+    asked = {"model": "tiny", "prompts": "starter", "algorithm": "rloo", "minibatches": 1}
+    chosen = RlafSettings(**asked, dynamic_sampling=2, stop_on=["equal_rewards"])
+    doubts = doubts_about(found, 0.3, ASKED, [], compares_answers=True, rounds=2)
+    with pytest.raises(
+        TrainingError, match=r"step 1: constant reward: .*stop_on names equal_rewards: raise dynamic_sampling"
+    ):
+        check_limits(0, 0.3, found, doubts, chosen)
+    # Without dynamic sampling nothing was drawn again, and the warning is another one.
+    check_limits(0, 0.3, found, doubts, RlafSettings(**asked, stop_on=["equal_rewards"]))
 
 
 def test_a_reward_that_never_differs():

@@ -11,6 +11,7 @@ from rewardlm.config.compare import CorrectionMethod as CorrectionMethod
 from rewardlm.config.experiment import ExperimentSettings as ExperimentSettings
 from rewardlm.config.experiment import StageFinetune as StageFinetune
 from rewardlm.config.experiment import StageMeasure as StageMeasure
+from rewardlm.config.experiment import StagePreference as StagePreference
 from rewardlm.config.fields import Dtype as Dtype
 from rewardlm.config.fields import Names as Names
 from rewardlm.config.fields import NamesOrNone as NamesOrNone
@@ -49,6 +50,7 @@ from rewardlm.config.prefer import USUAL_MAX_TOXICITY as USUAL_MAX_TOXICITY
 from rewardlm.config.prefer import PairSettings as PairSettings
 from rewardlm.config.prefer import PreferSettings as PreferSettings
 from rewardlm.config.reading import build as build
+from rewardlm.config.reading import merge as merge
 from rewardlm.config.reading import validate as validate
 from rewardlm.config.rewards import Doubt as Doubt
 from rewardlm.config.rewards import OverlongSettings as OverlongSettings

@@ -87,9 +87,9 @@ class StageRlaf(RlafSettings):
 
     after: Literal["finetune", "prefer", "base"] | None = Field(
         None,
-        description="Where RL, and its reference, start: from the fine-tuned adapter, from that of preference "
-        "training, or from the base. By default from the fine-tuned one if the experiment has it, unless rlaf.lora "
-        "describes a fresh one.",
+        description="Where RL, and its reference, start: from the fine-tuned adapter, from that of the last preference "
+        "training, or from the base. By default from the fine-tuned one if there is one, unless rlaf.lora describes a "
+        "fresh one.",
     )
     steps: Annotated[int, Flag(), Depends()] = Field(
         30, ge=1, description="Steps of a rollout and its update; 10 after fine-tuning, which does most of the work."
@@ -102,7 +102,18 @@ class StageRlaf(RlafSettings):
     )
 
 
-class StagePrefer(PreferSettings):
+class StagePreference(PreferSettings):
+    """The keys of an experiment's ``prefer_again``."""
+
+    adapter_strength: float | None = Field(
+        None,
+        ge=0,
+        description="The model is measured with so much of what the adapter adds; 1, the default, is all. What goes "
+        "on from the adapter has all of it.",
+    )
+
+
+class StagePrefer(StagePreference):
     """The keys of an experiment's ``prefer``."""
 
     after: Literal["finetune", "base"] | None = Field(
@@ -153,6 +164,11 @@ class ExperimentSettings(Section):
     prefer: Annotated[dict[str, Any] | None, KeysOf(StagePrefer, _AT_THE_TOP)] = Field(
         None, description="Settings of rewardlm prefer; by default there is no preference training."
     )
+    prefer_again: Annotated[dict[str, Any] | None, KeysOf(StagePreference, _AT_THE_TOP)] = Field(
+        None,
+        description="Settings of a second preference training, which starts from the first one's adapter and lets that "
+        "model answer; what isn't given is as in prefer. By default there is none.",
+    )
     rlaf: Annotated[dict[str, Any] | None, KeysOf(StageRlaf, _AT_THE_TOP)] = Field(
         None, description="Settings of rewardlm rlaf; by default there is no reinforcement learning."
     )
@@ -174,7 +190,7 @@ class ExperimentSettings(Section):
         merge(tree, stand_ins)
         return tree
 
-    @field_validator("rlaf", "prefer")
+    @field_validator("rlaf", "prefer", "prefer_again")
     @classmethod
     def _keys_are_known_as_such(cls, stage: dict[str, Any] | None) -> dict[str, Any] | None:
         # A stage's settings are checked later but recorded as they are here, so secrets must be marked as such now.

@@ -13,7 +13,8 @@ from rewardlm.config.section import Section
 # Given texts are found likely or not; prompts of ours are answered.
 ReadTask = Literal["hellaswag", "piqa", "boolq", "mmlu", "wikitext"]
 AnsweredTask = Literal["over_refusal", "groups"]
-UtilityTask = ReadTask | AnsweredTask
+# Of one literal, so that settings and messages can list the names.
+UtilityTask = Literal[ReadTask, AnsweredTask]
 READ_TASKS: tuple[ReadTask, ...] = get_args(ReadTask)
 UTILITY_TASKS: tuple[UtilityTask, ...] = (*READ_TASKS, *get_args(AnsweredTask))
 

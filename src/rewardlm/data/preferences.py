@@ -7,6 +7,8 @@ are whole conversations, ``prompt`` may be left out: it is what both begin with.
 
 from __future__ import annotations
 
+import json
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,6 +21,8 @@ from rewardlm.types import Message
 
 EXPECTED = "prompt, chosen and rejected (or prompt, completion and label)"
 _ROLES = ("system", "user", "assistant")
+# [{"role": …, and what pandas writes of it, with single quotes.
+_A_LIST_OF_MESSAGES = re.compile(r"""\s*\[\s*\{\s*["'](?:role|content)["']\s*:""")
 _LABELS = {"true": True, "1": True, "false": False, "0": False}
 
 
@@ -89,10 +93,26 @@ def _turns(row: Row, name: str, role: str) -> tuple[Message, ...]:
     """A column's messages; a text is one of ``role``."""
     value = row.values.get(name)
     if isinstance(value, str):
+        value = _as_messages(row, name, value)
+    if isinstance(value, str):
         return (Message(role, value),)  # type: ignore[arg-type]
     if not isinstance(value, Sequence):
         raise DataError(f"{row.where}: {name} is {shown(value)}; expected a text or a list of messages")
     return tuple(_message(row, name, message) for message in value)
+
+
+def _as_messages(row: Row, name: str, text: str) -> str | list[Any]:
+    """In a .csv every cell is a text, a list of messages too; else the text itself."""
+    if not _A_LIST_OF_MESSAGES.match(text):
+        return text
+    try:
+        found = json.loads(text)
+    except ValueError:
+        raise DataError(
+            f"{row.where}: {name} looks like a list of messages, but is no JSON: {shown(text)}; write it as JSON, with "
+            "double quotes, or keep such rows in a .jsonl or .parquet file"
+        ) from None
+    return found if isinstance(found, list) else text
 
 
 def _message(row: Row, name: str, message: Any) -> Message:

@@ -97,7 +97,11 @@ class Measured:
     def utility_missing(self) -> dict[str, tuple[int, int]]:
         """Of each unfinished task of the utility suite: how many items or answers are there, and are wanted."""
         there = {task: len(found.ids) for task, found in self.utility.items()}
-        there |= dict(Counter(self.harmless.sets)) if self.harmless is not None else {}
+        if self.harmless is not None:
+            of_sets: Counter[str] = Counter()
+            for name, answers in zip(self.harmless.sets, self.harmless.answers.tolist(), strict=True):
+                of_sets[name] += answers
+            there |= of_sets
         there |= {JUDGED: int(self.groups.answers.sum())} if self.groups is not None else {}
         wanted = {task: about["items"] for task, about in self.meta.get("utility", {}).get("tasks", {}).items()}
         return {task: (there.get(task, 0), n) for task, n in wanted.items() if there.get(task, 0) < n}

@@ -182,7 +182,7 @@ def _record(task: ReadTask, item: Item, logprobs: list[float]) -> dict[str, Any]
 def _by_settings(settings: MeasureSettings) -> dict[str, Any]:
     """The settings that the numbers depend on. Where data lie is none of them: items have hashes."""
     found = settings.utility
-    names = ("items", "words", "seed", "window", "refusal_samples", "group_samples")
+    names = ("items", "words", "seed", "window", "harmless", "refusal_samples", "group_samples")
     return {name: getattr(found, name) for name in names}
 
 

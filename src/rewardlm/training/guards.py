@@ -65,10 +65,14 @@ def check_limits(step: int, kl: float, rollouts: Rollouts, doubts: Mapping[Doubt
             f"step {step + 1}: KL to {which} is {kl:.1f} nats an answer, over the limit kl.max="
             f"{settings.kl.max}: {advice} or lower the learning rate"
         )
+    known = dict(doubts)
+    if settings.dynamic_sampling and "constant_reward" in doubts:
+        # Where no group has a spread, the stronger warning stands in the place of this one.
+        known.setdefault("equal_rewards", doubts["constant_reward"])
     for name in settings.stop_on:
-        if name in doubts:
+        if name in known:
             advice = against(name, "raise --kl-coef, lower the learning rate")
-            raise TrainingError(f"step {step + 1}: {doubts[name]}, and stop_on names {name}: {advice}")
+            raise TrainingError(f"step {step + 1}: {known[name]}, and stop_on names {name}: {advice}")
 
 
 def doubts_about(
