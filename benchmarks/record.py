@@ -346,6 +346,14 @@ def trained_as(label: str) -> str:
     return WEAKENED[label][0] if label in WEAKENED else label
 
 
+def training_of(name: str) -> str:
+    """The training that a model comes from: ``DPO again × 0.8 1`` is ``DPO again 1``, weakened."""
+    for weaker, (source, _) in WEAKENED.items():
+        if name == weaker or name.startswith(f"{weaker} "):
+            return source + name.removeprefix(weaker)
+    return name
+
+
 def adapter_of(label: str, seed: int = 0) -> tuple[tuple[str, ...], tuple[Path, ...]]:
     """What puts a model's adapter on, and what must be there before; neither for the base."""
     if label == "PT":
@@ -473,7 +481,7 @@ def main_table(models: Sequence[str]) -> Iterator[str]:
         assert first is not None
         warned = sorted({warning.code for warning in found.warnings if warning.model == model.label})
         cells = [model.label, *shares(model, first, JUDGE), *shares(model, first, OTHER)]
-        hours = costs.get(f"train/{model.label}")
+        hours = costs.get(f"train/{training_of(model.label)}")
         quality = model.quality
         truncated = quality.truncated_fraction
         cells += [
