@@ -16,7 +16,7 @@ import yaml
 from peft import PeftModel
 
 from fake_hub import FakeHub
-from rewardlm.config import FinetuneSettings, MeasureSettings, ModelSettings
+from rewardlm.config import FinetuneSettings, MeasureSettings, ModelSettings, PreferSettings
 from rewardlm.errors import ConfigError, RunError
 from rewardlm.measuring.compare import compare
 from rewardlm.measuring.meter import measure
@@ -130,6 +130,54 @@ def test_a_local_base_goes_by_its_folders_name_alone(training, tmp_path):
     card = (folder / "README.md").read_text()
     assert "secret" not in card
     assert "What was measured\n\nNothing" in card
+
+
+def preferred(home: Path, training: Run, out: Path, **changes: object) -> tuple[str, dict[str, str]]:
+    """The card of a preference training with these settings, and its table of settings; it holds FT's adapter."""
+    run = Run.start(
+        out,
+        kind="prefer",
+        label="P",
+        settings=PreferSettings(**TINY, **changes).resolved().model_dump(mode="json"),
+    )
+    shutil.copytree(training.path / "adapter", out / "adapter")
+    run.update(status="finished", steps=40, model="tiny", retain={"source": "the base's own text", "pieces": 256})
+    card = (prepare(run, "me/detox", out / "push") / "README.md").read_text().replace("\\", "")
+    rows = re.findall(r"^\| (\w+) \| (.+) \|$", card.partition("## How it was trained")[2], re.MULTILINE)
+    return card, dict(rows)
+
+
+def test_the_card_of_preferences_among_drawn_answers_has_what_was_set(training, home, tmp_path):
+    card, rows = preferred(home, training, tmp_path / "run", reward=["starter", "lexical"], beta=0.07, rounds=2)
+    said = {"method": "dpo", "beta": "0.07", "loss_type": "sigmoid", "sft_weight": "0.2", "rounds": "2"}
+    assert said.items() <= rows.items()
+    assert "margin=0.3" in rows["pairs"]
+    assert "coef=8.0" in rows["retain"]
+    assert rows["reward"] == "starter, lexical"
+    assert "- prompts: starter (Apache-2.0, written for RewardLM)" in card
+    assert not {"preferences", "max_length"} & rows.keys()
+
+
+def test_the_card_of_preferences_from_a_file_names_the_file_and_no_more_than_was_used(training, home, tmp_path):
+    mine = "secret/place/mine.jsonl"
+    card, rows = preferred(home, training, tmp_path / "run", preferences=mine, prompts="rtp:packaged")
+    assert rows["preferences"] == "mine.jsonl"
+    assert "- preferences: mine.jsonl (its licence is not known here" in card
+    assert "secret" not in card
+    drawing = {"prompts", "part", "limit", "reward", "rewards", "samples", "max_new_tokens", "generation", "pairs"}
+    assert not drawing & rows.keys()
+    assert {"method", "beta", "loss_type", "steps", "max_length", "retain", "lora", "seed"} <= rows.keys()
+    assert not any(unused in card for unused in ("rtp", "starter", "temperature"))
+
+
+def test_a_card_leaves_out_what_the_method_has_no_use_for(training, home, tmp_path):
+    _, kto = preferred(home, training, tmp_path / "kto", method="kto")
+    assert "beta" in kto
+    assert not {"loss_type", "sft_weight", "label_smoothing"} & kto.keys()
+    _, raft = preferred(home, training, tmp_path / "raft", method="raft")
+    assert not {"beta", "loss_type", "sft_weight"} & raft.keys()
+    assert "per_prompt=2" in raft["pairs"]
+    assert "margin" not in raft["pairs"]
 
 
 @pytest.mark.parametrize(

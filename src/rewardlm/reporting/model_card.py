@@ -27,10 +27,24 @@ LICENCES = {
     "rtp": "RealToxicityPrompts, Apache-2.0",
 }
 _SETTINGS = (
-    "dialogues", "prompts", "part", "limit", "epochs", "max_steps", "steps", "algorithm", "reward", "learning_rate",
-    "batch_size", "samples", "minibatches", "ppo_epochs", "max_length", "max_new_tokens", "mask_truncated_completions",
-    "kl", "rewards", "lora", "generation", "chat", "dtype", "load", "seed",
+    "dialogues", "preferences", "prompts", "part", "limit", "epochs", "max_steps", "steps", "rounds", "algorithm",
+    "method", "beta", "loss_type", "label_smoothing", "sft_weight", "reward", "learning_rate", "batch_size", "samples",
+    "minibatches", "ppo_epochs", "max_length", "max_new_tokens", "mask_truncated_completions", "kl", "rewards", "pairs",
+    "retain", "lora", "generation", "chat", "dtype", "load", "seed",
 )  # fmt: skip
+# What a preference training records and does not use: where answers are drawn, where a file gives the preferences, and
+# what a method has no use for.
+_OF_A_FILE = ("max_length",)
+_OF_DRAWING = (
+    "prompts", "part", "limit", "epochs", "rounds", "reward", "samples", "max_new_tokens", "rewards", "pairs",
+    "generation",
+)  # fmt: skip
+_OF_OTHER_METHODS: dict[str, tuple[str, ...]] = {
+    "dpo": (),
+    "kto": ("loss_type", "label_smoothing", "sft_weight"),
+    "raft": ("loss_type", "label_smoothing", "sft_weight", "beta"),
+}
+_OF_PAIRS = ("margin", "toxicity_gap", "topic_gap", "length_ratio", "ended_gap")  # raft, which has none, asks none
 
 
 @dataclass(frozen=True)
@@ -117,9 +131,9 @@ def _doubts(run: Run, found: Comparison | None) -> str:
 
 
 def _data(run: Run) -> str:
-    settings = run.meta["settings"]
+    settings = _used(run)
     lines = []
-    for what in ("dialogues", "prompts"):
+    for what in ("dialogues", "preferences", "prompts"):
         source = settings.get(what)
         if isinstance(source, str):
             lines.append(f"- {what}: {markdown(_public(source))} ({_licence(source)})")
@@ -134,8 +148,30 @@ def _licence(source: str) -> str:
     return LICENCES.get(source.partition(":")[0].lower(), "its licence is not known here: ask its publisher")
 
 
+def _used(run: Run) -> dict[str, Any]:
+    """The settings that had a part in the training, by name."""
+    settings = dict(run.meta["settings"])
+    # What was retained, not what was meant to be: a base may have written no text.
+    retained = run.meta.get("retain")
+    if not (isinstance(retained, Mapping) and retained.get("pieces")):
+        settings.pop("retain", None)
+    if run.meta["kind"] != "prefer":
+        return settings
+    pairs = settings.get("pairs")
+    if settings.get("method") == "raft" and isinstance(pairs, Mapping):
+        settings["pairs"] = {key: value for key, value in pairs.items() if key not in _OF_PAIRS}
+    unused: tuple[str, ...] = _OF_A_FILE
+    if settings.get("preferences") is not None:
+        unused = _OF_DRAWING
+        # Also a path that begins in the folder where the command was given is a path on somebody's machine.
+        settings["preferences"] = PurePath(str(settings["preferences"])).name
+    for name in (*unused, *_OF_OTHER_METHODS.get(str(settings.get("method")), ())):
+        settings.pop(name, None)
+    return settings
+
+
 def _settings(run: Run) -> str:
-    settings = run.meta["settings"]
+    settings = _used(run)
     rows = [
         f"| {markdown(key)} | {markdown(_written(settings[key]))} |"
         for key in _SETTINGS
