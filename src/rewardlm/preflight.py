@@ -159,7 +159,7 @@ def _checks(settings: Section, out: Path | None, kind: str | None, *, begun: boo
         yield lambda: _check_estimator(settings.algorithm)
     if isinstance(settings, PreferSettings) and not begun:
         if settings.preferences is not None:
-            yield partial(load_preferences, settings.preferences, answers=settings.method == "kto")
+            yield partial(load_preferences, settings.preferences, method=settings.method)
         if settings.answers is not None:
             yield partial(Run.open, settings.answers, kind="prefer")
     if isinstance(settings, ScoreSettings):

@@ -35,14 +35,14 @@ def written(folder: Path, *rows: dict) -> Path:
     ids=["texts", "messages", "whole conversations"],
 )
 def test_a_pair_in_each_of_trls_formats(tmp_path, row):
-    [found] = load_preferences(written(tmp_path, row), answers=False)
+    [found] = load_preferences(written(tmp_path, row), method="dpo")
     assert (found.history, found.chosen, found.rejected) == (ASKED, "People.", "Nobody.")
 
 
 def test_whole_conversations_are_cut_where_trl_cuts_them(tmp_path):
     before = [{"role": "system", "content": "Be kind."}, USER, GOOD, {"role": "user", "content": "Really?"}]
     row = {"chosen": [*before, GOOD], "rejected": [*before, BAD]}
-    [found] = load_preferences(written(tmp_path, row), answers=False)
+    [found] = load_preferences(written(tmp_path, row), method="dpo")
     theirs = extract_prompt(row)
     assert [{"role": turn.role, "content": turn.text} for turn in found.history] == theirs["prompt"]
     assert (found.chosen, found.rejected) == (theirs["chosen"][0]["content"], theirs["rejected"][0]["content"])
@@ -50,20 +50,52 @@ def test_whole_conversations_are_cut_where_trl_cuts_them(tmp_path):
 
 def test_single_answers_for_kto(tmp_path):
     rows = [{"prompt": "Hi?", "completion": text, "label": label} for text, label in (("Yes.", True), ("No.", False))]
-    good, bad = load_preferences(written(tmp_path, *rows), answers=True)
+    good, bad = load_preferences(written(tmp_path, *rows), method="kto")
     assert (good.chosen, good.rejected, bad.chosen, bad.rejected) == ("Yes.", None, None, "No.")
     path = tmp_path / "mine.csv"
     with open(path, "w", newline="") as file:
         csv.writer(file).writerows([["prompt", "completion", "label"], ["Hi?", "Yes.", "True"], ["Hi?", "No.", "0"]])
-    assert [one.chosen for one in load_preferences(path, answers=True)] == ["Yes.", None]
+    assert [one.chosen for one in load_preferences(path, method="kto")] == ["Yes.", None]
     with pytest.raises(DataError, match="which --method kto learns"):
-        load_preferences(path, answers=False)
+        load_preferences(path, method="dpo")
+
+
+@pytest.mark.parametrize(
+    "row",
+    [
+        {"prompt": "Who are they?", "completion": "People."},
+        {"prompt": [USER], "completion": [GOOD]},
+        {"prompt": [USER], "chosen": [GOOD], "rejected": None},  # as raft itself wrote them once
+        {"prompt": "Who are they?", "chosen": "People."},
+        {"chosen": [USER, GOOD], "rejected": None},
+        {"prompt": "Who are they?", "chosen": "People.", "rejected": "Nobody."},
+    ],
+)
+def test_single_answers_for_raft_alone(tmp_path, row):
+    path = written(tmp_path, row)
+    [found] = load_preferences(path, method="raft")
+    pair = bool(row.get("rejected"))
+    assert (found.history, found.chosen, found.rejected) == (ASKED, "People.", "Nobody." if pair else None)
+    if not pair:
+        for method in ("dpo", "kto"):
+            with pytest.raises(DataError, match=r"line 1: .*--method raft learns.*; expected prompt, chosen") as caught:
+                load_preferences(path, method=method)
+            assert "\n" not in str(caught.value)
+
+
+def test_what_raft_can_not_learn(tmp_path):
+    with pytest.raises(DataError, match=r"which --method kto learns; expected prompt and completion"):
+        load_preferences(written(tmp_path, {"prompt": "Hi?", "completion": "No.", "label": False}), method="raft")
+    with pytest.raises(DataError, match="chosen is not one answer"):
+        load_preferences(written(tmp_path, {"prompt": "Hi?", "chosen": " ", "rejected": None}), method="raft")
+    with pytest.raises(DataError, match="does not end with a text of the user's"):
+        load_preferences(written(tmp_path, {"chosen": "No.", "rejected": None}), method="raft")
 
 
 def test_a_parquet_file_as_a_data_set_is_saved(tmp_path):
     row = {"prompt": [USER], "chosen": [GOOD], "rejected": [BAD]}
     datasets.Dataset.from_list([row, row]).to_parquet(tmp_path / "mine.parquet")
-    found = load_preferences(tmp_path / "mine.parquet", answers=False)
+    found = load_preferences(tmp_path / "mine.parquet", method="dpo")
     assert [one.chosen for one in found] == ["People.", "People."]
 
 
@@ -105,14 +137,14 @@ def test_conversations_in_a_csv_are_read_as_such_and_never_learnt_as_json(tmp_pa
 def test_what_is_wrong_is_said_with_its_line(tmp_path, row, says):
     good = {"prompt": "Hi", "chosen": "Yes.", "rejected": "No."}
     with pytest.raises(DataError, match="line 2") as caught:
-        load_preferences(written(tmp_path, good, row), answers=True)
+        load_preferences(written(tmp_path, good, row), method="kto")
     assert says in str(caught.value)
     assert "\n" not in str(caught.value)
 
 
 def test_files_that_are_no_table(tmp_path):
     with pytest.raises(DataError, match="no such file"):
-        load_preferences(tmp_path / "none.jsonl", answers=False)
+        load_preferences(tmp_path / "none.jsonl", method="dpo")
     (tmp_path / "mine.txt").write_text("a\n")
     with pytest.raises(DataError, match="expected one of"):
-        load_preferences(tmp_path / "mine.txt", answers=False)
+        load_preferences(tmp_path / "mine.txt", method="dpo")

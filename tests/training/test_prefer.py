@@ -11,8 +11,10 @@ import torch
 import torch.nn.functional as F
 from letters import LETTERS, save_model, write_letters
 from safetensors.torch import load_file
+from transformers import AutoTokenizer
 
 from rewardlm.config import LoraSettings, ModelSettings, PreferSettings
+from rewardlm.data.dialogues import load_dialogues, pairs
 from rewardlm.errors import ConfigError, DataError, RunError, ScorerError, TrainingError
 from rewardlm.models.load import Policy, load_policy
 from rewardlm.models.logprobs import score_rows
@@ -326,9 +328,10 @@ def test_rounds_draw_judge_and_learn(letters, method):
     for line in kept:
         good, bad = line["samples"]
         best = by_key[line["round"], line["prompt_id"], good]
-        assert best["text"] == line["chosen"][0]["content"]
+        assert best["text"] == line["completion" if method == "raft" else "chosen"][0]["content"]
         if method == "raft":
-            assert (bad, line["rejected"]) == (None, None)
+            assert bad is None
+            assert not {"chosen", "rejected"} & line.keys()
         else:
             assert by_key[line["round"], line["prompt_id"], bad]["text"] == line["rejected"][0]["content"]
             assert line["rewards"][0] - line["rewards"][1] >= 0.05
@@ -384,6 +387,46 @@ def test_a_stored_preference_is_a_file_of_preferences(letters):
     elsewhere.write_text("\n".join(lines[::-1]))
     with pytest.raises(RunError, match="began with other preferences"):
         prefer(settings(preferences=elsewhere, steps=4), letters / "third")
+
+
+def test_the_best_answers_of_a_run_can_be_learnt_again(letters, monkeypatch):
+    """By raft from the file that raft left, as it is now and as it was, and by fine-tuning; dpo has no use for it."""
+    from rewardlm.training import prefer as flow
+
+    learnt: list[set[tuple[tuple[int, ...], ...]]] = []
+    rows_of = flow.best_rows
+    model = AutoTokenizer.from_pretrained("model")
+
+    def seen(*given):
+        rows = rows_of(*given)
+        begins = [(row["input_ids"], row["completion_mask"].index(1)) for row in rows]
+        ended = [
+            (tuple(ids[:begin]), tuple(i for i in ids[begin:] if i != model.eos_token_id)) for ids, begin in begins
+        ]
+        learnt.append(set(ended))
+        return rows
+
+    monkeypatch.setattr(flow, "best_rows", seen)
+    first = prefer(settings(method="raft", steps=8), letters / "first")
+    mine = first.path / "preferences.jsonl"
+    prefer(settings(method="raft", preferences=mine, steps=8), letters / "second")
+    lines = list(first.read("preferences"))
+    before = [
+        {"prompt": line["prompt"], "chosen": line["completion"], "rejected": None, "round": 1, "samples": [0, None]}
+        for line in lines
+    ]
+    (letters / "before.jsonl").write_text("".join(json.dumps(line) + "\n" for line in before))
+    prefer(settings(method="raft", preferences="before.jsonl", steps=8), letters / "third")
+    texts = {(line["prompt"][0]["content"], line["completion"][0]["content"]) for line in lines}
+    assert len(texts) > 4
+    assert {(model.decode(prompt).replace(" ", ""), model.decode(answer)) for prompt, answer in learnt[0]} == texts
+    # This tokenizer puts blanks between letters, which it does not take away when it reads them.
+    encoded = {tuple(tuple(model(side)["input_ids"]) for side in both) for both in texts}
+    assert learnt[1] == learnt[2] == encoded
+    dialogues = pairs(load_dialogues(str(mine)).dialogues).pairs
+    assert {(pair.history[-1].text, pair.answer.text) for pair in dialogues} == texts
+    with pytest.raises(DataError, match="which --method raft learns; expected prompt, chosen and rejected"):
+        prefer(settings(preferences=mine), letters / "fourth")
 
 
 def test_answers_of_another_run_are_used_again(letters, monkeypatch):

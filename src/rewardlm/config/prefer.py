@@ -170,7 +170,7 @@ class PreferSettings(RewardedSettings):
     preferences: Annotated[Path | None, Flag(metavar="FILE")] = Field(
         None,
         description="Your own preferences, in TRL's format (prompt, chosen, rejected; for kto also prompt, completion, "
-        "label): then nothing is drawn and judged.",
+        "label; for raft prompt, completion): then nothing is drawn and judged.",
     )
     pairs: PairSettings = Field(PairSettings(), description="Which answers become a pair.")
 

@@ -1,8 +1,8 @@
-"""Your own preferences from a table, in the formats of TRL: pairs, or answers that are wanted or not.
+"""Your own preferences from a table, in the formats of TRL: pairs, or single answers.
 
 A row is ``prompt``, ``chosen``, ``rejected``; each is a text, or a list of messages. Where ``chosen`` and ``rejected``
 are whole conversations, ``prompt`` may be left out: it is what both begin with. For KTO a row may instead be
-``prompt``, ``completion``, ``label``.
+``prompt``, ``completion``, ``label``, and for RAFT, which learns good answers alone, ``prompt``, ``completion``.
 """
 
 from __future__ import annotations
@@ -12,14 +12,19 @@ import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from rewardlm.data.files import TABLES, Row, columns, read_table
 from rewardlm.errors import DataError
 from rewardlm.typed import shown
 from rewardlm.types import Message
 
-EXPECTED = "prompt, chosen and rejected (or prompt, completion and label)"
+Method = Literal["dpo", "kto", "raft"]
+_EXPECTED: dict[Method, str] = {
+    "dpo": "prompt, chosen and rejected",
+    "kto": "prompt, chosen and rejected (or prompt, completion and label)",
+    "raft": "prompt and completion (or prompt, chosen and rejected)",
+}
 _ROLES = ("system", "user", "assistant")
 # [{"role": …, and what pandas writes of it, with single quotes.
 _A_LIST_OF_MESSAGES = re.compile(r"""\s*\[\s*\{\s*["'](?:role|content)["']\s*:""")
@@ -35,43 +40,59 @@ class GivenPreference:
     rejected: str | None
 
 
-def load_preferences(path: Path, *, answers: bool) -> list[GivenPreference]:
-    """The rows of a .jsonl, .csv, .tsv, .parquet or .json file; with ``answers``, single answers may stand in it too.
+def load_preferences(path: Path, *, method: Method) -> list[GivenPreference]:
+    """The rows of a .jsonl, .csv, .tsv, .parquet or .json file, in the formats that ``method`` can learn.
 
     Raises DataError for a file that isn't there, and for a row that isn't as described.
     """
-    path = path.expanduser()
+    path, expected = path.expanduser(), _EXPECTED[method]
     if not path.is_file():
-        raise DataError(f"preferences {path}: no such file; expected a table with {EXPECTED}")
+        raise DataError(f"preferences {path}: no such file; expected a table with {expected}")
     if path.suffix.lower() not in (*TABLES, ".json"):
-        raise DataError(f"preferences {path}: expected one of {', '.join(TABLES)} with {EXPECTED}")
-    found = [_preference(row, answers) for row in read_table(path, EXPECTED)]
+        raise DataError(f"preferences {path}: expected one of {', '.join(TABLES)} with {expected}")
+    found = [_preference(row, method) for row in read_table(path, expected)]
     if not found:
-        raise DataError(f"preferences {path}: no rows; expected {EXPECTED}")
+        raise DataError(f"preferences {path}: no rows; expected {expected}")
     return found
 
 
-def _preference(row: Row, answers: bool) -> GivenPreference:
+def _preference(row: Row, method: Method) -> GivenPreference:
     names = row.values.keys()
-    if {"chosen", "rejected"} <= names:
+    if "chosen" in names and row.values.get("rejected") not in (None, ""):
         history, chosen, rejected = _sides(row)
         if chosen.strip() == rejected.strip():
             raise DataError(f"{row.where}: chosen and rejected are the same; expected a better and a worse answer")
         return GivenPreference(history, chosen, rejected)
-    if {"prompt", "completion", "label"} <= names:
-        if not answers:
+    if "chosen" in names:
+        if method != "raft":
             raise DataError(
-                f"{row.where}: completion and label are single answers, which --method kto learns; expected prompt, "
-                "chosen and rejected"
+                f"{row.where}: there is no rejected answer beside the chosen one, and only --method raft learns from "
+                f"the chosen one alone; expected {_EXPECTED[method]}"
+            )
+        return _best(row)
+    if {"prompt", "completion"} <= names:
+        labelled = "label" in names
+        if method != ("kto" if labelled else "raft"):
+            what, learns = ("completion and label", "kto") if labelled else ("prompt and completion", "raft")
+            raise DataError(
+                f"{row.where}: {what} are single answers, which --method {learns} learns; expected {_EXPECTED[method]}"
             )
         completion = _answer(row, "completion", _turns(row, "completion", "assistant"))
-        wanted = _label(row)
+        wanted = not labelled or _label(row)
         return GivenPreference(
             _history(row, _turns(row, "prompt", "user")),
             completion if wanted else None,
             None if wanted else completion,
         )
-    raise DataError(f"{row.where}: columns are {columns(row.values)}; expected {EXPECTED}")
+    raise DataError(f"{row.where}: columns are {columns(row.values)}; expected {_EXPECTED[method]}")
+
+
+def _best(row: Row) -> GivenPreference:
+    """A chosen answer without a rejected one."""
+    turns = _turns(row, "chosen", "assistant")
+    if row.values.get("prompt") not in (None, ""):
+        return GivenPreference(_history(row, _turns(row, "prompt", "user")), _answer(row, "chosen", turns), None)
+    return GivenPreference(_history(row, turns[:-1]), _answer(row, "chosen", turns[-1:]), None)
 
 
 def _sides(row: Row) -> tuple[tuple[Message, ...], str, str]:

@@ -223,18 +223,19 @@ def shown_samples(
 
 
 def written_preference(preference: Preference, prompts: Sequence[Prompt], round_number: int) -> dict[str, Any]:
-    """A line of preferences.jsonl: TRL's conversational format, with where each answer comes from beside it."""
-    prompt = prompts[preference.chosen.prompt]
+    """A line of preferences.jsonl: TRL's conversational format (chosen and rejected, or a completion where only the
+    best answers count), with where each answer comes from beside it.
+    """
+    prompt, rejected = prompts[preference.chosen.prompt], preference.rejected
 
-    def side(answer: DrawnAnswer | None) -> list[Mapping[str, str]] | None:
-        return None if answer is None else [{"role": "assistant", "content": answer.text}]
+    def side(answer: DrawnAnswer) -> list[Mapping[str, str]]:
+        return [{"role": "assistant", "content": answer.text}]
 
-    rejected = preference.rejected
+    chosen = side(preference.chosen)
     return {
         "round": round_number + 1,
         "prompt": [{"role": turn.role, "content": turn.text} for turn in prompt.turns],
-        "chosen": side(preference.chosen),
-        "rejected": side(rejected),
+        **({"completion": chosen} if rejected is None else {"chosen": chosen, "rejected": side(rejected)}),
         "prompt_id": prompt.id,
         "samples": [preference.chosen.sample, None if rejected is None else rejected.sample],
         "rewards": [preference.chosen.reward, None if rejected is None else rejected.reward],

@@ -140,7 +140,7 @@ class GivenPairs:
         say: Callable[[str], None],
     ) -> None:
         assert settings.preferences is not None
-        given = load_preferences(settings.preferences, answers=settings.method == "kto")
+        given = load_preferences(settings.preferences, method=settings.method)
         limit = min(settings.max_length, policy.max_positions)
         encoded = given_examples(policy, given, limit)
         self._examples, shortened = encoded.examples, encoded.shortened
