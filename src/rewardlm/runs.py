@@ -264,7 +264,8 @@ class RunRecord(TypedDict, total=False):
     stopped: str | None  # why it ended early
     first_loss: float | None
     last_loss: float | None
-    preferences: dict[str, Any]  # of prefer: by round, what was drawn and what became pairs; or your own file
+    # Of prefer: by round, what was drawn and what became pairs, and a look at the trained model; or your own file.
+    preferences: dict[str, Any]
     replay: dict[str, Any]  # pairs, summary: the model's own answers that fine-tuning learnt
     distilled: Any  # for a judge: its teachers, and how far it is from them
     # For an evaluation, an interpretation, an experiment.

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import random
 from pathlib import Path
 
 import pytest
@@ -45,7 +46,8 @@ def _one_thread():
 @pytest.fixture
 def letters(tmp_path, monkeypatch) -> Path:
     """A folder with a model of eight letters and prompts, which is entered. The judge ``prefer_judge:taste`` has an
-    opinion of every text, and finds none toxic; ``reverse`` is the wrong way round."""
+    opinion of every text, and finds none toxic; ``reverse`` is the wrong way round. ``few_b`` finds a text toxic that
+    has few letters b, ``some_b`` agrees with it by and large, and ``many_b`` says the contrary."""
     write_letters(tmp_path)
     (tmp_path / "prefer_judge.py").write_text(
         "import random\n"
@@ -57,6 +59,14 @@ def letters(tmp_path, monkeypatch) -> Path:
         "    return [0.1 if '.' in t and 'stupid' not in t else 0.9 for t in texts]\n"
         "def reverse(texts):\n"
         "    return [1 - value for value in taste(texts)]\n"
+        "def many_b(texts):\n"
+        "    if any('.' in t for t in texts):\n"
+        "        return taste(texts)\n"
+        "    return [t.count('b') / max(1, len(t.split())) for t in texts]\n"
+        "def few_b(texts):\n"
+        "    return taste(texts) if any('.' in t for t in texts) else [1 - value for value in many_b(texts)]\n"
+        "def some_b(texts):\n"
+        "    return taste(texts) if any('.' in t for t in texts) else [value**2 for value in few_b(texts)]\n"
     )
     monkeypatch.chdir(tmp_path)
     return tmp_path
@@ -432,8 +442,11 @@ def test_the_best_answers_of_a_run_can_be_learnt_again(letters, monkeypatch):
 def test_answers_of_another_run_are_used_again(letters, monkeypatch):
     first = prefer(settings(), letters / "first")
     with monkeypatch.context() as patched:
-        patched.setattr(drawn, "generate", lambda *a, **k: pytest.fail("it drew again"))
+        generate, asked = drawn.generate, []
+        patched.setattr(drawn, "generate", lambda p, r, **more: asked.append(len(r)) or generate(p, r, **more))
         second = prefer(settings(method="raft", answers=first.path), letters / "second")
+        # The trained model is asked all prompts once; nothing is drawn a second time.
+        assert asked == [8]
     assert [one["text"] for one in second.read("answers")] == [one["text"] for one in first.read("answers")]
     rounds = prefer(settings(rounds=2, answers=first.path), letters / "rounds")
     firsts = [one["text"] for one in rounds.read("answers") if one["round"] == 1]
@@ -528,6 +541,129 @@ def test_a_run_from_before_a_setting_existed_goes_on(letters):
     assert again.finished
     with pytest.raises(RunError, match=r"max_toxicity was 0\.5, now 1\.0"):
         prefer(settings(), run.path)
+
+
+# The trained model ----------------------------------------------------------------------------------------------------
+
+
+def gamed(witness: str, **changes) -> PreferSettings:
+    """A training on 64 prompts that learns the letter b in its one round: the reward's judge finds others toxic."""
+    Path("prompts.txt").write_text("".join(f"?{one}{other}\n" for one in LETTERS for other in LETTERS))
+    base = {"reward": ["prefer_judge:few_b"], "witness": [f"prefer_judge:{witness}"], "steps": 40, "batch_size": 8}
+    return settings(**{**base, **changes})
+
+
+@pytest.fixture
+def looks(monkeypatch) -> list[list[dict]]:
+    """The answers that trained models give, with what was said of them, as they come."""
+    found: list[list[dict]] = []
+    draw = drawn.DrawnAnswers._draw
+
+    def kept(self, round_number, asked, **more):
+        records = draw(self, round_number, asked, **more)
+        if round_number == self.settings.rounds:
+            found.append(records)
+        return records
+
+    monkeypatch.setattr(drawn.DrawnAnswers, "_draw", kept)
+    return found
+
+
+def means(records: list[dict]) -> dict:
+    """Of answers as answers.jsonl has them: what ``preferences.look`` of run.json says of them."""
+
+    def mean(values) -> float:
+        values = list(values)
+        return pytest.approx(sum(values) / len(values), abs=1e-9)
+
+    def said(kind: str) -> list[float]:
+        return [v["values"]["toxicity"] for r in records for v in r[kind].values() if r["text"].strip()]
+
+    [witness] = records[0]["witnesses"]
+    return {
+        "answers": len(records),
+        "toxicity": mean(said("judges")),
+        "by_witness": {witness: mean(said("witnesses"))},
+        "ended": mean(r["finish"] == "stop" for r in records),
+        "words": mean(len(r["text"].split()) for r in records),
+    }
+
+
+def test_one_round_that_games_its_judge_is_told(letters, looks):
+    """Nobody looks at the model between the one round's steps and the end, but for the look at the trained model."""
+    with pytest.warns(UserWarning, match=r"^the trained model: reward hacking: .* by prefer_judge:many_b"):
+        run = prefer(gamed("many_b"), letters / "run")
+    look = run.meta["preferences"]["look"]
+    [records] = looks
+    assert [one["prompt_id"] for one in records] == [f"row-{number}" for number in range(1, 65, 2)]
+    for name, answers in (("first_round", list(run.read("answers"))), ("trained", records)):
+        assert {key: look[name][key] for key in means(answers)} == means(answers)
+    assert look["trained"]["toxicity"] < look["first_round"]["toxicity"] - 0.2
+    assert look["trained"]["reward"] > look["first_round"]["reward"] + 0.2
+    [text] = [text for text in look["warnings"] if text.startswith("reward hacking")]
+    assert [text in line["warnings"] for line in metrics(run)] == [False] * 39 + [True]
+
+
+def test_one_round_whose_witness_agrees_is_not_warned_of(letters, recwarn):
+    said: list[str] = []
+    run = prefer(gamed("some_b"), letters / "run", say=said.append)
+    look = run.meta["preferences"]["look"]
+    assert look["trained"]["toxicity"] < look["first_round"]["toxicity"] - 0.2
+    assert not [text for text in look["warnings"] if "hacking" in text]
+    assert not [one for one in recwarn if "hacking" in str(one.message)]
+    assert f"reward {look['first_round']['reward']:.3f} → {look['trained']['reward']:.3f}" in said[-1]
+
+
+def test_a_look_at_the_trained_model_changes_nothing_and_comes_out_the_same_after_a_kill(letters, looks, monkeypatch):
+    chosen = settings(rounds=2, witness=["prefer_judge:strict"])
+    look, states = prefer_source.DrawnPairs.look_at_trained, []
+
+    def state(self) -> list[torch.Tensor]:
+        learnt = [parameter.detach().clone() for parameter in self.answers.policy.model.parameters()]
+        return [*learnt, torch.get_rng_state(), torch.tensor(random.getstate()[1])]
+
+    def watched(self) -> None:
+        before = state(self)
+        look(self)
+        states.append(all(torch.equal(a, b) for a, b in zip(before, state(self), strict=True)))
+
+    monkeypatch.setattr(prefer_source.DrawnPairs, "look_at_trained", watched)
+    whole = prefer(chosen, letters / "whole")
+    with monkeypatch.context() as patched:
+        patched.setattr(drawn.DrawnAnswers, "of_trained", lambda _: (_ for _ in ()).throw(KeyboardInterrupt))
+        with pytest.raises(KeyboardInterrupt):
+            prefer(chosen, letters / "died")
+    died = Run.open(letters / "died")
+    assert died.meta["status"] == "stopped"
+    assert "look" not in died.meta["preferences"]
+    # The training is done, and so is its adapter.
+    assert all(torch.equal(weights(died)[name], tensor) for name, tensor in weights(whole).items())
+    again = prefer(chosen, letters / "died")
+    # As if it had been killed after its result was written, and before its end.
+    again.update(status="running")
+    prefer(chosen, letters / "died")
+    assert states == [True] * 3
+    assert looks[0] == looks[1] == looks[2]
+    assert Run.open(letters / "died").meta["preferences"] == whole.meta["preferences"]
+    assert [line["warnings"] for line in metrics(again)] == [line["warnings"] for line in metrics(whole)]
+    assert list(again.read("answers")) == list(whole.read("answers"))
+
+
+def test_a_doubt_about_the_trained_model_ends_the_run_where_stop_on_names_it(letters):
+    with pytest.raises(
+        TrainingError, match=r"the trained model: reward hacking.*stop_on names reward_hacking.*kept in"
+    ):
+        prefer(gamed("many_b", stop_on=["reward_hacking"]), letters / "run")
+    stopped = Run.open(letters / "run")
+    assert stopped.meta["status"] == "stopped"
+    kept = weights(stopped)
+    with pytest.warns(UserWarning, match="reward hacking"):
+        again = prefer(gamed("many_b"), letters / "run")
+    assert all(torch.equal(weights(again)[name], tensor) for name, tensor in kept.items())
+
+
+def test_no_look_where_nothing_is_judged(tmp_path):
+    assert "look" not in prefer(given(tmp_path), tmp_path / "run").meta["preferences"]
 
 
 # Limits ---------------------------------------------------------------------------------------------------------------

@@ -56,6 +56,10 @@ def test_two_processes_give_the_answers_the_losses_and_the_adapter_of_one(folder
     for a, b in zip(*(lines[:3] for lines in numbers), strict=True):
         for key in ("loss", "grad_norm", "learning_rate", "reward_mean", "pairs", "retain_kl"):
             assert b.get(key, 0) == pytest.approx(a.get(key, 0), rel=near, abs=1e-6), (a["step"], key)
+    # The trained model is asked by both: each prompt once, whoever asks it.
+    looks = [found.meta["preferences"]["look"] for found in (alone, together)]
+    assert looks[1]["first_round"] == looks[0]["first_round"]
+    assert [look["trained"]["answers"] for look in looks] == [12, 12]
     one, two = (load_file(str(found.adapter / "adapter_model.safetensors")) for found in (alone, together))
     assert one.keys() == two.keys()
     assert any(bool(tensor.any()) for name, tensor in two.items() if "lora_B" in name)

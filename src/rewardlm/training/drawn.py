@@ -27,6 +27,8 @@ from rewardlm.types import Finish, Prompt, Verdict
 
 # Prompts of a chunk: enough for a full batch of answers, few enough that little is lost when a run is killed.
 CHUNK = 32
+# Prompts that the trained model is asked, once each, when all rounds are done.
+LOOKED_AT = 32
 # Settings that change what a term says of an answer, besides its weight.
 _HOW_TERMS_ARE_FOUND = {
     "length": ("length_words",),
@@ -110,6 +112,17 @@ class DrawnAnswers:
             else:
                 yield self._chunk(records)
 
+    def of_trained(self) -> Chunk:
+        """One answer of the model as it is when all rounds are done, to each of ``LOOKED_AT`` prompts that are spread
+        over all of them. They are not written down: another attempt draws the same. Raises ScorerError as ``of``.
+        """
+        n = min(LOOKED_AT, len(self.prompts))
+        asked = [len(self.prompts) * number // n for number in range(n)]
+        # As one more round, which has random numbers of its own.
+        number = self.settings.rounds
+        records: list[dict[str, Any]] = self.processes.gather(lambda: self._draw(number, asked, samples=1))
+        return self._chunk(records)
+
     def known(self, round_number: int, n_prompts: int) -> Iterator[Chunk]:
         """A round's chunks that are written already, of its first ``n_prompts`` prompts."""
         places = self.prompts_of(round_number)[:n_prompts]
@@ -123,11 +136,11 @@ class DrawnAnswers:
                 return
             yield self._chunk(records)
 
-    def _draw(self, round_number: int, asked: Sequence[int]) -> list[dict[str, Any]]:
-        """This process's part of a chunk, as it is written down."""
+    def _draw(self, round_number: int, asked: Sequence[int], *, samples: int | None = None) -> list[dict[str, Any]]:
+        """This process's part of a chunk, as it is written down; ``samples`` of each prompt, by default as set."""
         settings, chat = self.settings, self.policy.chat
         mine = [asked[i] for i in self.processes.span(len(asked))]
-        wanted = [(place, sample) for place in mine for sample in range(settings.samples)]
+        wanted = [(place, sample) for place in mine for sample in range(samples or settings.samples)]
         requests = [
             Request(
                 self.prompt_ids[place],

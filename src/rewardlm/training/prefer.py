@@ -82,8 +82,11 @@ def _prefer(
             # 3. TRL's trainer learns them.
             _learn(training, round_number, examples, lines)
             processes.first(lambda: drop_older_rounds(run, round_number))  # noqa: B023 (called at once)
+        # 4. Answers of the trained model, judged: the rounds looked at it only before they changed it.
+        with _left_behind(training, settings.rounds):
+            training.source.look_at_trained()
 
-    # 4. The adapter, where every other command looks for it.
+    # 5. The adapter, where every other command looks for it.
     def end() -> Run:
         replace_adapter(training.policy.model, run.adapter)
         losses = [record["loss"] for record in run.read("metrics")]

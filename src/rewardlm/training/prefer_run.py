@@ -141,6 +141,42 @@ def round_metrics(chunks: Sequence[Chunk], pairs: int) -> dict[str, Any]:
     }
 
 
+def means_of_answers(chunks: Sequence[Chunk]) -> dict[str, Any]:
+    """What run.json says of answers to compare with others: how many, and means over them."""
+    answers = [answer for chunk in chunks for answer in chunk.answers]
+    means = round_metrics(chunks, 0)
+    return {
+        "answers": len(answers),
+        "reward": means["reward_mean"],
+        "toxicity": means["toxicity_mean"],
+        "by_witness": means["toxicity_by_witness"],
+        "ended": fmean(answer.finish == "stop" for answer in answers),
+        "words": fmean(len(answer.text.split()) for answer in answers),
+    }
+
+
+def said_of_trained(before: Mapping[str, Any], after: Mapping[str, Any]) -> str:
+    """A sentence for the user from two of ``means_of_answers``: of the first round's answers, and the trained
+    model's.
+    """
+    columns = [("reward", before["reward"], after["reward"]), ("P(toxic)", before["toxicity"], after["toxicity"])]
+    columns += [(f"by {name}", before["by_witness"].get(name), now) for name, now in after["by_witness"].items()]
+    told = [f"{name} {old:.3f} → {now:.3f}" for name, old, now in columns if old is not None and now is not None]
+    told += [
+        f"ended {before['ended']:.0%} → {after['ended']:.0%}",
+        f"words {before['words']:.0f} → {after['words']:.0f}",
+    ]
+    return f"the trained model, {after['answers']} answers: {', '.join(told)}"
+
+
+def add_warnings(run: Run, found: Sequence[str]) -> None:
+    """Put warnings that came after the last step into its line of metrics.jsonl, each once."""
+    *earlier, last = run.read("metrics")
+    warned = list(dict.fromkeys([*last["warnings"], *found]))
+    if warned != last["warnings"]:
+        run.replace("metrics", [*earlier, {**last, "warnings": warned}])
+
+
 def _columns(judged: Sequence[BatchRewards], name: str) -> dict[str, list[float | None]]:
     names = dict.fromkeys(key for one in judged for key in getattr(one, name))
     return {key: [value for one in judged for value in getattr(one, name)[key]] for key in names}
@@ -149,8 +185,8 @@ def _columns(judged: Sequence[BatchRewards], name: str) -> dict[str, list[float 
 def doubts_about_round(
     chunks: Sequence[Chunk], prompts: Sequence[Prompt], first: Sequence[Chunk] | None
 ) -> dict[Doubt, str]:
-    """What looks wrong in a round's answers, by name, as in RL; ``first`` are those of the first round, where this is a
-    later one.
+    """What looks wrong in a round's answers, by name, as in RL; ``first`` are those of the first round, where these are
+    later ones.
     """
     answers = [answer for chunk in chunks for answer in chunk.answers]
     asked = [prompts[answer.prompt].text for answer in answers]

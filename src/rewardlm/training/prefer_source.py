@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from rewardlm.config import PreferSettings
+from rewardlm.config import Doubt, PreferSettings
 from rewardlm.data.preferences import load_preferences
 from rewardlm.errors import DataError, TrainingError
 from rewardlm.gguf import sha256
@@ -20,9 +20,12 @@ from rewardlm.training.drawn import Chunk, DrawnAnswers
 from rewardlm.training.guards import against
 from rewardlm.training.prefer_rows import PreferenceTokens, drawn_examples, given_examples
 from rewardlm.training.prefer_run import (
+    add_warnings,
     check_same,
     doubts_about_round,
+    means_of_answers,
     round_metrics,
+    said_of_trained,
     shown_samples,
     steps_before,
     written_preference,
@@ -63,10 +66,6 @@ class DrawnPairs:
         names.
         """
         settings = self.settings
-        if round_number and not self._first:
-            # A resumed run compares with its first round, too: with the answers that this round had asked for.
-            asked = self.run.meta["preferences"]["rounds"][0]["prompts"]
-            self._first = list(self.answers.known(0, asked))
         wanted = -(-settings.steps_of(round_number) * settings.batch_size // settings.epochs)
         if settings.method == "kto":
             wanted = -(-wanted // 2)  # a pair is two answers to learn from
@@ -77,8 +76,9 @@ class DrawnPairs:
             found.add(chunk.answers, texts, settings.pair_settings)
             if len(found.found) >= wanted:
                 break
-        self._first = self._first or chunks
-        doubts = doubts_about_round(chunks, self.prompts, self._first if round_number else None)
+        if not round_number:
+            self._first = chunks
+        doubts = doubts_about_round(chunks, self.prompts, self._first_round() if round_number else None)
         noted = list(doubts.values())
         asked = settings.pairs.ended_gap
         if asked is not None and found.pairs and found.found:
@@ -106,15 +106,48 @@ class DrawnPairs:
                 f"nothing to learn: {found.summary}; ask more prompts or draw more (--samples), let answers end "
                 "(--max-new-tokens), or ask less of a chosen answer (pairs.topic, pairs.ended, pairs.max_toxicity)"
             )
-        for name, text in doubts.items():
-            if name in settings.stop_on:
-                # The first round's answers are those of the model as it was given.
-                advice = against(name, "raise --beta, lower the learning rate" if round_number else None)
-                raise TrainingError(f"round {round_number + 1}: {text}, and stop_on names {name}: {advice}")
-        for text in noted if self.processes.is_main else ():
-            warnings.warn(f"round {round_number + 1}: {text}", stacklevel=2)
+        # The first round's answers are those of the model as it was given.
+        smaller = "raise --beta, lower the learning rate" if round_number else None
+        self._warn(f"round {round_number + 1}", doubts, noted, smaller)
         metrics = round_metrics(chunks, len(found.found))
         return drawn_examples(found.found, self.prompt_ids), Lines(round_number, metrics, noted)
+
+    def look_at_trained(self) -> None:
+        """Ask the trained model, which no round has done, have its answers judged, and compare them with the first
+        round's. Raises TrainingError for doubts that ``stop_on`` names.
+        """
+        if self.report is not None:
+            self.report(0, 1, {"drawing answers": "the trained model"})
+        now, first = [self.answers.of_trained()], self._first_round()
+        doubts = doubts_about_round(now, self.prompts, first)
+        noted = list(doubts.values())
+        before, after = means_of_answers(first), means_of_answers(now)
+
+        def write() -> None:
+            look = {"first_round": before, "trained": after, "warnings": noted}
+            self.run.update(preferences={**self.run.meta["preferences"], "look": look})
+            add_warnings(self.run, noted)
+
+        self.processes.first(write)
+        self.say(said_of_trained(before, after))
+        self._warn("the trained model", doubts, noted, "begin anew with a higher --beta, a lower learning rate")
+
+    def _first_round(self) -> list[Chunk]:
+        """The first round's answers; in a resumed run, those that this round had asked for."""
+        if not self._first:
+            asked = self.run.meta["preferences"]["rounds"][0]["prompts"]
+            self._first = list(self.answers.known(0, asked))
+        return self._first
+
+    def _warn(self, whose: str, doubts: Mapping[Doubt, str], noted: Sequence[str], smaller: str | None) -> None:
+        """Warn of all that is ``noted``, unless ``stop_on`` names one of ``doubts``: then raise TrainingError, with
+        what to do. ``smaller`` as in ``against``.
+        """
+        for name, text in doubts.items():
+            if name in self.settings.stop_on:
+                raise TrainingError(f"{whose}: {text}, and stop_on names {name}: {against(name, smaller)}")
+        for text in noted if self.processes.is_main else ():
+            warnings.warn(f"{whose}: {text}", stacklevel=3)
 
     def _write(self, round_number: int, found: Preferences, chunks: Sequence[Chunk]) -> None:
         """The round's preferences and some of its answers, once: a resumed round comes to the same."""
@@ -183,3 +216,6 @@ class GivenPairs:
     def examples(self, round_number: int) -> tuple[list[PreferenceTokens], Lines]:
         """All of them."""
         return self._examples, Lines(round_number, {"pairs": len(self._examples)})
+
+    def look_at_trained(self) -> None:
+        """Without prompts and judges there is nothing to ask."""
