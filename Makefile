@@ -13,7 +13,7 @@ help:
 	@echo "make demo       the whole experiment on SmolLM2-135M, about a quarter of an hour; ends with a page"
 	@echo "make check      style, types and the fast tests, in eight minutes"
 	@echo "make test       all tests, in about forty minutes"
-	@echo "make test-peers a step of PPO against that of TRL 1.12, which it installs in build/"
+	@echo "make test-peers PPO against TRL 1.12, tasks against lm-eval, patching against nnsight, all put into build/"
 	@echo "make demo-full  the long version, about an hour on two cores: four answers to twice the prompts, more steps"
 	@echo "make docs       the documentation as a site, in build/site; docs-serve shows it at http://127.0.0.1:8001"
 	@echo "make lint       style and types"
@@ -253,12 +253,22 @@ prove-inside: setup
 prove-random: setup
 	$(BIN)/python benchmarks/prove_random.py --adapter runs/demo/train/RL --write
 
-# A whole PPO step against TRL 1.12, the last release that has PPO: beside the environment, not in it.
-test-peers: setup build/trl-1.12
-	REWARDLM_TRL_PPO=build/trl-1.12 $(BIN)/python -m pytest tests/peers
+# Ours against other implementations, which lie beside the environment and not in it: a whole PPO step against TRL 1.12,
+# the last release that has PPO; the multiple-choice tasks and WikiText against lm-evaluation-harness; patching against
+# nnsight. None of it is skipped here, and -rs would tell you.
+test-peers: setup build/trl-1.12 build/lm-eval build/nnsight
+	REWARDLM_TRL_PPO=build/trl-1.12 PYTHONPATH=build/lm-eval:build/nnsight $(BIN)/python -m pytest -rs tests/peers
 
+BESIDE := $(BIN)/python -m pip install --disable-pip-version-check --quiet --no-deps --target
 build/trl-%:
-	$(BIN)/python -m pip install --disable-pip-version-check --quiet --no-deps --target $@ trl==$*.0
+	$(BESIDE) $@ trl==$*.0
+
+# Only what the comparison imports. The rest of what they need is in the environment.
+build/lm-eval:
+	$(BESIDE) $@ lm_eval==0.4.13 sacrebleu==2.6.0 lxml==6.1.3 portalocker==4.4.2 tabulate==0.10.0
+
+build/nnsight:
+	$(BESIDE) $@ nnsight==0.8.1 greenlet==3.5.6 zstandard==0.25.0 websocket-client==1.9.2
 
 CODE := src tests benchmarks examples recipes docs .ci
 lint: setup

@@ -1,7 +1,7 @@
 """Utility against lm-evaluation-harness itself, on rows of our own: its wording, its log-probabilities, its accuracies.
 
-Skipped where lm_eval isn't installed; README.md says how to put it beside the project. What this asks,
-tests/measuring/test_likelihood.py always asks plain loops.
+Skipped where lm_eval isn't installed: ``make test-peers`` puts it beside the project, and README.md says how. What this
+asks, tests/measuring/test_likelihood.py always asks plain loops.
 """
 
 from __future__ import annotations
@@ -89,6 +89,7 @@ def test_multiple_choice(harness: Any, tmp_path: Path) -> None:
     for item, values in zip(items, got, strict=True):
         doc = next(d for d in docs.values() if d["query"] == item.context and d["gold"] == item.answer)
         assert [ending[1:] for ending in item.endings] == doc["choices"]
+        assert item.sizes == tuple(map(len, doc["choices"]))
         requests = MultipleChoiceTask.construct_requests(None, doc, doc["query"])
         results = harness.loglikelihood(requests, disable_tqdm=True)
         assert values == pytest.approx([result[0] for result in results], abs=1e-4)
@@ -126,20 +127,39 @@ EXAMS: list[dict[str, Any]] = [
 ]
 
 
-@pytest.mark.parametrize("task", ["boolq", "mmlu"])
-def test_tasks_by_log_probability(task: str, tmp_path: Path) -> None:
-    """By the harness's own files for the tasks: description, template and choices."""
+# One ending is long and one short, so that log-probability per character often chooses another than the whole. Blanks,
+# quotes, letters beyond ASCII and a line break are what templates tend to lose.
+GOALS: list[dict[str, Any]] = [
+    {"goal": goal, "sol1": short if n % 2 else long, "sol2": long if n % 2 else short, "label": n // 2 % 2}
+    for n, (goal, (short, long)) in enumerate(
+        (goal, ways)
+        for goal in ("How do you bake a tray of bread?", "to cross  a river ", 'Say "it\'s \u00e9t\u00e9" {{twice}}')
+        for ways in (
+            ("Sing.", "Turn it over and over again, slowly,  until the town is asleep"),
+            (" a boat", 'Build the longest bridge of its kind, at 10 \u00b0 N, "well" known [step] '),
+            ("go home", "tell a story\nabout a river and a small town; they've met"),
+            ("?", "Walk {{goal}} to the 'water', then wait"),
+        )
+    )
+]
+ROWS = {"boolq": PASSAGES, "mmlu": EXAMS, "piqa": GOALS}
+FILES = {"boolq": "super_glue/boolq/default.yaml", "piqa": "piqa/piqa.yaml"}
+
+
+@pytest.mark.parametrize("task", ["boolq", "mmlu", "piqa"])
+def test_tasks_by_their_files(task: str, tmp_path: Path) -> None:
+    """By the harness's own files for the tasks: description, template, choices and metrics."""
     folder = Path(lm_eval.__file__).parent / "tasks"
-    rows = PASSAGES if task == "boolq" else EXAMS
+    rows = ROWS[task]
     items = loaded(tmp_path / "r.jsonl", task, "".join(json.dumps(row) + "\n" for row in rows))
     got = ours(items, window=1024)
     policy = tiny_policy()
     harness = HUGGINGFACE.HFLM(pretrained=policy.model, tokenizer=policy.tokenizer, batch_size=4)
-    accuracies, contexts = {}, {item.context: (item, values) for item, values in zip(items, got, strict=True)}
+    metrics: dict[str, dict[str, float]] = {}
+    by_texts = {(item.context, item.endings): (item, values) for item, values in zip(items, got, strict=True)}
     for row in rows:
-        file = f"mmlu/default/mmlu_{row.get('subject')}.yaml" if task == "mmlu" else "super_glue/boolq/default.yaml"
-        config = load_yaml(folder / file)
-        of_one = tmp_path / f"{len(accuracies)}.jsonl"
+        config = load_yaml(folder / FILES.get(task, f"mmlu/default/mmlu_{row.get('subject')}.yaml"))
+        of_one = tmp_path / f"{len(metrics)}.jsonl"
         of_one.write_text(json.dumps(row) + "\n")
         splits = dict.fromkeys(("training_split", "fewshot_split", "fewshot_config"))
         asked = ConfigurableTask(
@@ -148,17 +168,23 @@ def test_tasks_by_log_probability(task: str, tmp_path: Path) -> None:
         )  # fmt: skip
         (doc,) = asked.validation_docs()
         context = asked.fewshot_context(doc, num_fewshot=0)
-        item, values = contexts[context]
         requests = asked.construct_requests(doc, context)
-        assert [request.args[1] for request in requests] == list(item.endings)
+        item, values = by_texts[context, tuple(request.args[1] for request in requests)]
+        assert item.sizes == tuple(map(len, asked.doc_to_choice(doc)))
         results = harness.loglikelihood(requests, disable_tqdm=True)
         assert values == pytest.approx([result[0] for result in results], abs=1e-4)
-        accuracies[item.id] = asked.process_results(doc, results)["acc"]
+        metrics[item.id] = asked.process_results(doc, results)
     scores = scores_of(
         task,
         {item.id: (np.array(v), np.array(item.sizes, float), item.answer) for item, v in zip(items, got, strict=True)},
     )
-    assert scores.values.tolist() == [accuracies[item.id] for item in items]
+    metric = "acc_norm" if task == "piqa" else "acc"
+    assert scores.values.tolist() == [metrics[item.id][metric] for item in items]
+    if task == "piqa":
+        assert scores.unnormalised is not None
+        assert scores.unnormalised.tolist() == [metrics[item.id]["acc"] for item in items]
+        assert scores.values.tolist() != scores.unnormalised.tolist()
+    assert 0 < scores.values.sum() < len(items)
 
 
 def test_running_text(harness: Any, tmp_path: Path) -> None:
