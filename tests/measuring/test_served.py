@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 import socket
 import subprocess
 import sys
@@ -15,7 +14,6 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
 
-import httpx
 import pytest
 from measured_runs import compared
 
@@ -27,6 +25,7 @@ from rewardlm.models.generate import stream_seed
 from rewardlm.runs import Run
 from rewardlm.steering.folder import SteerFolder
 from rewardlm.steering.record import FittedOn, SteerJudge, SteerRecord
+from transformers_serve import OFFLINE, serving
 
 CANARY = "sk-canary-7f3a"
 
@@ -361,49 +360,22 @@ def test_a_real_server_is_measured(tmp_path: Path) -> None:
 
     pytest.importorskip("fastapi")
     folder, _ = _locate("smollm2-135m")
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
-    serve = [str(Path(sys.executable).with_name("transformers")), "serve", folder]
-    environment = {**os.environ, "HF_HUB_OFFLINE": "1"}
-    log = open(tmp_path / "serve.log", "wb")  # noqa: SIM115  the process below writes into it
-    process = subprocess.Popen(
-        [*serve, "--host", "127.0.0.1", "--port", str(port)], stdout=log, stderr=log, env=environment
-    )
-    try:
-        url = f"http://127.0.0.1:{port}/v1"
-        _wait_for(url, process, tmp_path / "serve.log")
+    with serving(Path(folder), tmp_path / "serve.log") as url:
         command = [sys.executable, "-m", "rewardlm", "measure", folder, "--engine", "openai", "--url", url]
         flags = ["--prompts", "starter", "--limit", "6", "--scorer", "lexical", "--label", "served", "--samples", "1"]
         more = ["--max-new-tokens", "8", "--out", str(tmp_path / "run"), "server.concurrency=2"]
-        done = subprocess.run([*command, *flags, *more], capture_output=True, text=True, env=environment, timeout=300)
-        assert done.returncode == 0, done.stderr
-        run = Run.open(tmp_path / "run")
-        answers = run.generations()
-        assert run.finished
-        assert len(answers) == 6
-        assert all(answer.text.strip() and 1 <= answer.n_tokens <= 8 for answer in answers)
-        assert len({answer.text for answer in answers}) > 1
-        found = compared([tmp_path / "run"], n_resamples=100)
-        assert found["models"][0]["scorers"]["lexical"]["all"]["scored"] == 6
-        assert found["models"][0]["quality"]["prompt_similarity"] is not None
-        assert found["models"][0]["quality"]["perplexity"] is None
-    finally:
-        process.terminate()
-        process.wait(30)
-        log.close()
-
-
-def _wait_for(url: str, process: subprocess.Popen[bytes], log: Path) -> None:
-    deadline = time.monotonic() + 120
-    while time.monotonic() < deadline:
-        assert process.poll() is None, log.read_text(errors="replace")[-2000:]
-        try:
-            if httpx.get(f"{url}/models", timeout=5).status_code == 200:
-                return
-        except httpx.TransportError:
-            time.sleep(0.3)
-    raise AssertionError(f"no server after two minutes: {log.read_text(errors='replace')[-2000:]}")
+        done = subprocess.run([*command, *flags, *more], capture_output=True, text=True, env=OFFLINE, timeout=300)
+    assert done.returncode == 0, done.stderr
+    run = Run.open(tmp_path / "run")
+    answers = run.generations()
+    assert run.finished
+    assert len(answers) == 6
+    assert all(answer.text.strip() and 1 <= answer.n_tokens <= 8 for answer in answers)
+    assert len({answer.text for answer in answers}) > 1
+    found = compared([tmp_path / "run"], n_resamples=100)
+    assert found["models"][0]["scorers"]["lexical"]["all"]["scored"] == 6
+    assert found["models"][0]["quality"]["prompt_similarity"] is not None
+    assert found["models"][0]["quality"]["perplexity"] is None
 
 
 def steer_folder(folder: Path, method: str, **settings: Any) -> Path:

@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import json
 import math
+import subprocess
+import sys
 import threading
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import httpx
 import pytest
 import torch
 from safetensors.torch import load_file
@@ -23,6 +26,7 @@ from rewardlm.models.lora import load_adapter
 from rewardlm.runs import Run
 from rewardlm.training import rlaf
 from rewardlm.training.rlaf import train
+from transformers_serve import OFFLINE, serving
 
 TINY = {"model": "tiny", "device": "cpu", "dtype": "float32"}
 PLAIN = {"transform": "probability", "terms": {"refusal": 0, "similarity": 0, "counter_narrative": 0}}
@@ -242,6 +246,47 @@ def test_a_server_that_takes_no_adapter_is_no_server_for_this(server, tmp_path, 
     server.service.answer = lambda _: reply
     with pytest.raises(ServiceError, match=said):
         train(settings(server), tmp_path / "run")
+
+
+@pytest.mark.slow
+def test_transformers_serve_is_refused_in_one_line(tmp_path):
+    """The real one, through the command line. The second half is why docs/rlaf.md says that it can't be used: where it
+    fails, transformers has learnt something, and we should too.
+    """
+    pytest.importorskip("fastapi")
+    policy = load_policy(ModelSettings(**TINY))
+    folder = tmp_path / "model"
+    policy.model.save_pretrained(folder)
+    policy.tokenizer.save_pretrained(folder)
+    with serving(folder, tmp_path / "serve.log") as url:
+        command = [sys.executable, "-m", "rewardlm", "rlaf", str(folder), "--reward", "lexical", "--steps", "1"]
+        more = ["--batch-size", "4", "--device", "cpu", "--out", str(tmp_path / "run"), f"rollout.url={url}"]
+        done = subprocess.run([*command, *more], capture_output=True, text=True, env=OFFLINE, timeout=300)
+        assert done.returncode == 1, done.stderr
+        assert "Traceback" not in done.stdout + done.stderr
+        (said,) = [line for line in done.stderr.splitlines() if line.startswith("error: ")]
+        assert done.stderr.splitlines()[-1] == said
+        parts = ("the server that draws rollouts", f"nothing at {url}/load_lora_adapter (HTTP 404", "expected a server "
+                 "that takes LoRA adapters", "token ids and log-probabilities", "start vLLM with --enable-lora",
+                 "`transformers serve` does neither")  # fmt: skip
+        places = [said.find(part) for part in parts]
+        assert min(places) >= 0
+        assert places == sorted(places)
+        assert not (tmp_path / "run" / "served").exists()
+        assert not (tmp_path / "run" / "adapter").exists()
+
+        def ask(path: str, **body: Any) -> httpx.Response:
+            return httpx.post(f"{url}/{path}", json={"model": str(folder), "max_tokens": 3, **body}, timeout=60)
+
+        talk = {"messages": [{"role": "user", "content": "Hello"}], "logprobs": True, "top_logprobs": 1}
+        for path, body in (("completions", {"prompt": "Hello", "logprobs": 1}), ("chat/completions", talk)):
+            reply = ask(path, **body)
+            assert reply.status_code == 200, reply.text
+            (choice,) = reply.json()["choices"]
+            assert choice["finish_reason"] in ("length", "stop")
+            assert choice.keys().isdisjoint({"logprobs", "token_ids"})
+        assert "prompt must be a string" in ask("completions", prompt=[1, 2, 3]).text
+        assert "return_token_ids" in ask("completions", prompt="Hello", return_token_ids=True).text
 
 
 def test_what_a_server_does_before_it_says_its_probabilities_is_not_asked_for(server):

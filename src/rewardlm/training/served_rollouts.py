@@ -47,8 +47,9 @@ class ServedRollouts:
             settings.rollout,
             what="the server that draws rollouts",
             section="rollout",
-            gone="start it with --enable-lora and VLLM_ALLOW_RUNTIME_LORA_UPDATING=True, and give rollout.url as far "
-            "as /v1",
+            gone="expected a server that takes LoRA adapters while it runs, and returns token ids and "
+            "log-probabilities: start vLLM with --enable-lora and VLLM_ALLOW_RUNTIME_LORA_UPDATING=True, and give "
+            "rollout.url as far as /v1 (`transformers serve` does neither)",
         )
         self.adapter: str | None = None
 
