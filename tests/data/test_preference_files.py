@@ -106,7 +106,7 @@ def test_conversations_in_a_csv_are_read_as_such_and_never_learnt_as_json(tmp_pa
     def write(text):
         with open(path, "w", newline="") as file:
             csv.writer(file).writerows([row.keys(), [text(cell) for cell in row.values()]])
-        return load_preferences(path, answers=False)
+        return load_preferences(path, method="dpo")
 
     [found] = write(json.dumps)
     assert (found.history, found.chosen, found.rejected) == (ASKED, "People.", "Nobody.")

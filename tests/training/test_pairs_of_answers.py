@@ -183,6 +183,15 @@ def test_the_best_are_those_with_the_highest_reward(seed, per_prompt):
     assert all(one.rejected is None for one in found)
 
 
+def test_the_same_words_drawn_twice_are_one_answer():
+    kind, rude = f"{TEXT}, kindly.", f"{TEXT}, rudely."
+    drawn = [answer(0, 2, text=kind), answer(1, 2, text=f"{kind} "), answer(2, 0, text=rude), answer(3, 0, text=rude)]
+    found, _ = pairs_of(drawn, PROMPT, PairSettings(per_prompt=2))
+    assert [(one.chosen.sample, one.rejected.sample) for one in found] == [(0, 2)]
+    best, _ = best_of([*drawn[:2], answer(4, 1)], PROMPT, PairSettings(per_prompt=2))
+    assert [one.chosen.sample for one in best] == [0, 4]
+
+
 def test_counts_and_means_are_of_what_was_drawn():
     found = Preferences()
     second = [answer(0, 4.0, prompt=1), answer(1, 0.0, prompt=1, tokens=[1] * 16), answer(2, None, prompt=1)]

@@ -677,6 +677,48 @@ def test_nothing_to_learn_says_what_to_do(letters):
     assert Run.open(letters / "run").meta["status"] == "stopped"
 
 
+def test_a_judge_that_tells_nothing_apart_is_what_must_change(letters):
+    (letters / "prefer_flat.py").write_text(
+        "import prefer_judge\n"
+        "def judge(texts):\n"
+        "    return prefer_judge.taste(texts) if any('.' in t for t in texts) else [0.25] * len(texts)\n"
+    )
+    with pytest.raises(DataError, match=r"too close; constant reward: all \d+ answers got 0\.750") as caught:
+        prefer(settings(reward=["prefer_flat:judge"]), letters / "run")
+    assert "take another judge (--reward)" in str(caught.value)
+    assert "pairs.topic" not in str(caught.value)
+
+
+def test_far_more_wanted_than_unwanted_answers_are_told_to_whoever_asks_for_kto(tmp_path):
+    path = tmp_path / "labelled.jsonl"
+
+    def said_of(labels):
+        rows = [{"prompt": "?", "completion": f"Answer {row}.", "label": label} for row, label in enumerate(labels)]
+        path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+        said: list[str] = []
+        chosen = PreferSettings(**TINY, method="kto", preferences=path, steps=1, batch_size=2)
+        prefer(chosen, tmp_path / f"{sum(labels)} of {len(labels)}", say=said.append)
+        return [line for line in said if "kto is made for" in line]
+
+    assert said_of([True] * 6 + [False])[0].startswith("6 wanted and 1 unwanted answers")
+    assert said_of([True] * 3 + [False] * 4)
+    assert said_of([True] * 4 + [False] * 3) == []
+    assert said_of([True] * 3 + [False] * 3) == []
+
+
+def test_a_finished_run_is_not_taken_for_one_of_other_preferences(tmp_path):
+    path = tmp_path / "own.jsonl"
+    path.write_text(json.dumps({"prompt": "?", "chosen": "Yes.", "rejected": "No."}) + "\n")
+    chosen = PreferSettings(**TINY, preferences=path, steps=1, batch_size=1)
+    run = prefer(chosen, tmp_path / "run")
+    assert prefer(chosen, tmp_path / "run").path == run.path
+    path.write_text(json.dumps({"prompt": "?", "chosen": "No.", "rejected": "Yes."}) + "\n")
+    with pytest.raises(RunError, match=r"own\.jsonl has changed since .*run learnt from it: choose another --out"):
+        prefer(chosen, tmp_path / "run")
+    path.unlink()
+    assert prefer(chosen, tmp_path / "run").finished
+
+
 def test_a_function_of_ones_own_has_its_own_scale(letters):
     """What it says may be above one half, or no probability at all; by judges of toxicity, that is never chosen."""
     (letters / "prefer_scale.py").write_text(

@@ -33,7 +33,15 @@ from rewardlm.runs import Run
 from rewardlm.training.drawn import DrawnAnswers
 from rewardlm.training.judged_run import ask_prompts, load_rewards, stop_noted
 from rewardlm.training.prefer_rows import PreferenceTokens, answer_rows, best_rows, pair_rows
-from rewardlm.training.prefer_run import ResumePoint, checkpoints_of, drop_older_rounds, resume, start_run, steps_before
+from rewardlm.training.prefer_run import (
+    ResumePoint,
+    check_file,
+    checkpoints_of,
+    drop_older_rounds,
+    resume,
+    start_run,
+    steps_before,
+)
 from rewardlm.training.prefer_source import DrawnPairs, GivenPairs, Lines
 from rewardlm.training.prefer_trainer import PAIR_METRICS, AnswerTrainer, PairTrainer, our_pass
 from rewardlm.training.retain import RetainCallback, Retained, retained
@@ -70,6 +78,7 @@ def _prefer(
 ) -> Run:
     run = processes.first(lambda: start_run(settings, out))
     if run.finished:
+        check_file(run, settings.preferences)
         return run
 
     # 1. The judges; the policy with its adapter; prompts, or preferences from a file; where a killed run stopped.

@@ -13,6 +13,7 @@ from typing import Any
 
 from rewardlm.config import LABELS, USUAL_MAX_TOXICITY, Doubt, PreferSettings, how_asked
 from rewardlm.errors import RunError, TrainingError
+from rewardlm.gguf import sha256
 from rewardlm.models.processes import Processes
 from rewardlm.runs import Run
 from rewardlm.training.checkpoints import MANIFEST, Checkpoint, newest_usable, step_of
@@ -276,6 +277,13 @@ def written_preference(preference: Preference, prompts: Sequence[Prompt], round_
         "samples": [preference.chosen.sample, None if rejected is None else rejected.sample],
         "rewards": [preference.chosen.reward, None if rejected is None else rejected.reward],
     }
+
+
+def check_file(run: Run, preferences: Path | None) -> None:
+    """Raise RunError where a finished run learnt from a file that has other contents now."""
+    path = None if preferences is None else preferences.expanduser()
+    if path is not None and path.is_file() and sha256(path) != run.meta["preferences"]["sha256"]:
+        raise RunError(f"{path} has changed since {run.path} learnt from it: choose another --out")
 
 
 def check_same(run: Run, about: Mapping[str, Any]) -> None:

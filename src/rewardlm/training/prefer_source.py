@@ -30,7 +30,7 @@ from rewardlm.training.prefer_run import (
     steps_before,
     written_preference,
 )
-from rewardlm.training.preferences import Preferences, pairs_that_end
+from rewardlm.training.preferences import TOO_CLOSE, Preferences, pairs_that_end
 from rewardlm.types import Prompt
 
 
@@ -102,10 +102,7 @@ class DrawnPairs:
         self.processes.first(lambda: self._write(round_number, found, chunks))
         self.say(f"round {round_number + 1} of {settings.rounds}: {found.summary}")
         if not found.found:
-            raise DataError(
-                f"nothing to learn: {found.summary}; ask more prompts or draw more (--samples), let answers end "
-                "(--max-new-tokens), or ask less of a chosen answer (pairs.topic, pairs.ended, pairs.max_toxicity)"
-            )
+            raise DataError(f"nothing to learn: {'; '.join([found.summary, *doubts.values()])}; {_advice(found)}")
         # The first round's answers are those of the model as it was given.
         smaller = "raise --beta, lower the learning rate" if round_number else None
         self._warn(f"round {round_number + 1}", doubts, noted, smaller)
@@ -161,6 +158,33 @@ class DrawnPairs:
         self.run.update(preferences={"rounds": [*rounds, found.to_dict()]})
 
 
+def _unequal(examples: Sequence[PreferenceTokens]) -> str | None:
+    """What to say where KTO gets far more of one kind of answer than of the other: Ethayarajh et al. 2024, equation 8,
+    asks for between 1 and 4/3 wanted answers to each unwanted one, or for weights that make up for it.
+    """
+    wanted = sum(example.chosen is not None for example in examples)
+    unwanted = sum(example.rejected is not None for example in examples)
+    if unwanted <= wanted <= 4 / 3 * unwanted:
+        return None
+    return (
+        f"{wanted:,} wanted and {unwanted:,} unwanted answers: kto is made for 1 to 1.33 wanted ones to each unwanted "
+        "one; leave some of the more frequent kind out"
+    )
+
+
+def _advice(found: Preferences) -> str:
+    """What to do where a round found nothing to learn."""
+    if not found.without or found.without.most_common(1)[0][0] != TOO_CLOSE:
+        return (
+            "ask more prompts or draw more (--samples), let answers end (--max-new-tokens), or ask less of a chosen "
+            "answer (pairs.topic, pairs.ended, pairs.max_toxicity), in another --out"
+        )
+    return (
+        "the reward tells the answers to a prompt hardly apart: take another judge (--reward) or other weights "
+        "(rewards.terms), or draw more (--samples), in another --out"
+    )
+
+
 class GivenPairs:
     """Preferences from a file; whoever chose them, no judge of ours is to be doubted for it."""
 
@@ -188,6 +212,8 @@ class GivenPairs:
                 f"{shortened:,} of {len(given):,} preferences are longer than {limit} tokens: they lose their oldest "
                 "turns, or the end of an answer"
             )
+        if settings.method == "kto" and (unequal := _unequal(self._examples)) is not None:
+            say(unequal)
         if encoded.dropped:
             say(
                 f"{encoded.dropped:,} of {len(given):,} preferences are left out: {limit} tokens have no room for an "

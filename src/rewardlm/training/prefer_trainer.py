@@ -61,8 +61,9 @@ class _OnOurRows(OurOrder):
             if not ran_out(error):
                 raise
             raise ModelError(
-                f"out of memory with micro_batch_size {self.args.per_device_train_batch_size}: lower it, shorten "
-                "answers (--max-new-tokens), train with gradient_checkpointing=true, or load less (--dtype bfloat16, "
+                f"out of memory with micro_batch_size {self.args.per_device_train_batch_size}: train with "
+                "gradient_checkpointing=true, or lower it in another --out, which takes this run's answers by "
+                "--answers; or begin anew with shorter answers (--max-new-tokens) or less to load (--dtype bfloat16, "
                 "--load 4bit)"
             ) from error
         return loss

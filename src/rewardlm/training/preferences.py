@@ -16,6 +16,9 @@ from rewardlm.config import USUAL_MAX_TOXICITY, PairSettings
 from rewardlm.training.drawn import DrawnAnswer
 from rewardlm.training.replay import can_be_learnt
 
+# Why a prompt gave no pair, as the user reads it.
+TOO_CLOSE = "with rewards too close"
+
 
 @dataclass(frozen=True, slots=True)
 class Preference:
@@ -153,7 +156,7 @@ def pairs_of(
         return [], "with no answer to choose"
     clear = [pair for pair in _by_gap(good, scored) if _gap(*pair) >= settings.margin]
     if not clear:
-        return [], "with rewards too close"
+        return [], TOO_CLOSE
     gap = settings.toxicity_gap
     less_toxic = [pair for pair in clear if gap is None or _toxicity_gap(*pair) >= gap]
     if not less_toxic:
@@ -167,11 +170,11 @@ def pairs_of(
     if not alike:
         return [], "with similarities too different"
     found: list[Preference] = []
-    taken: set[int] = set()
+    taken: set[str] = set()
     for better, worse in alike:
-        if len(found) < settings.per_prompt and not taken & {better.sample, worse.sample}:
+        if len(found) < settings.per_prompt and not taken & {_words(better), _words(worse)}:
             found.append(Preference(better, worse))
-            taken |= {better.sample, worse.sample}
+            taken |= {_words(better), _words(worse)}
     return found, None
 
 
@@ -191,8 +194,10 @@ def best_of(answers: Sequence[DrawnAnswer], prompt: str, settings: PairSettings)
     good = choosable([answer for answer in answers if answer.reward is not None], prompt, settings)
     if not good:
         return [], "with no answer to choose"
-    best = sorted(good, key=lambda answer: (-_reward(answer), answer.sample))
-    return [Preference(answer, None) for answer in best[: settings.per_prompt]], None
+    best: dict[str, DrawnAnswer] = {}
+    for answer in sorted(good, key=lambda answer: (-_reward(answer), answer.sample)):
+        best.setdefault(_words(answer), answer)
+    return [Preference(answer, None) for answer in list(best.values())[: settings.per_prompt]], None
 
 
 def choosable(scored: Sequence[DrawnAnswer], prompt: str, settings: PairSettings) -> list[DrawnAnswer]:
@@ -211,6 +216,11 @@ def choosable(scored: Sequence[DrawnAnswer], prompt: str, settings: PairSettings
     ]
     ended = [answer for answer in good if answer.finish == "stop"]
     return ended if ended and settings.ended else good
+
+
+def _words(answer: DrawnAnswer) -> str:
+    """What makes it another answer than one drawn beside it: the model may say the same twice."""
+    return answer.text.strip()
 
 
 def _similarity(answer: DrawnAnswer) -> float:
