@@ -34,11 +34,13 @@ def folder(tmp_path_factory) -> Path:
         ("two", ["--method", "kto"]),
         ("two", ["--method", "raft"]),
         ("two", ["--method", "dpo", "shard=true", "retain.coef=0"]),
+        ("two", ["--method", "dpo", "retain.coef=0", "--load", "4bit"]),
     ],
 )
 def test_two_processes_give_the_answers_the_losses_and_the_adapter_of_one(folder, starter, more):
     name = "-".join([starter, *more]).replace("=", "-").replace("--", "")
-    single = run(ONE, [*COMMAND, *more[:2], *more[3:], "--out", f"alone-{name}"], folder)
+    alike = [word for word in more if word != "shard=true"]
+    single = run(ONE, [*COMMAND, *alike, "--out", f"alone-{name}"], folder)
     assert single.returncode == 0, single.stderr
     done = run(launcher(starter), [*COMMAND, *more, "--out", name], folder)
     assert done.returncode == 0, done.stderr
