@@ -159,6 +159,18 @@ def test_a_file_of_ones_own_is_read_line_by_line(tmp_path):
         held_on(policy, tmp_path / "gone", RETAIN.model_copy(update={"source": str(tmp_path / "missing.txt")}))
 
 
+def test_of_a_long_file_lines_from_all_of_it_are_retained(tmp_path):
+    """A file may be sorted by subject."""
+    lines = [f"line number {number} is about one thing and has tokens enough" for number in range(400)]
+    (tmp_path / "plain.txt").write_text("\n".join(lines) + "\n")
+    policy = tiny_with_adapter()
+    own = RETAIN.model_copy(update={"source": str(tmp_path / "plain.txt"), "pieces": 20})
+    numbers = [int(policy.tokenizer.decode(piece).split()[2]) for piece in held_on(policy, tmp_path, own).pieces]
+    assert len(set(numbers)) == 20
+    assert numbers == sorted(numbers)
+    assert {number // 100 for number in numbers} == {0, 1, 2, 3}
+
+
 def test_what_can_not_be_is_refused(tmp_path):
     policy = load_policy(ModelSettings(**TINY))
     add_lora(policy, LoraSettings(r=4, targets=["lm_head"]), seed=0)

@@ -28,7 +28,7 @@ class RetainSettings(Section):
         description="A text file of yours, a piece in each line; by default the base writes the pieces itself, each "
         "after a random first token.",
     )
-    pieces: int = Field(256, ge=1, description="Pieces of text.")
+    pieces: int = Field(256, ge=1, description="Pieces of text; of a longer file a random sample.")
     tokens: int = Field(64, ge=16, description="Longest piece, in tokens.")
     batch: int = Field(16, ge=1, description="Pieces in each update, one after the other, again and again.")
 

@@ -106,7 +106,9 @@ def retained(
     def write() -> None:
         if "retain" in run.meta:
             return
-        found = _own_text(policy, retain, settings.seed) if retain.source is None else _given(policy, retain)
+        found = (
+            _own_text(policy, retain, settings.seed) if retain.source is None else _given(policy, retain, settings.seed)
+        )
         if not found and retain.coef is not None:
             raise DataError(f"{_SILENT.format(policy.spec)}: give retain.source a text file of yours")
         run.replace("retain", [{"tokens": piece, "text": policy.tokenizer.decode(piece)} for piece in found])
@@ -171,15 +173,23 @@ def _beginnings(tokenizer: Any) -> Iterator[int]:
             yield token
 
 
-def _given(policy: Policy, retain: RetainSettings) -> list[list[int]]:
-    """The user's own text, line by line, cut to length."""
+def _given(policy: Policy, retain: RetainSettings, seed: int) -> list[list[int]]:
+    """Lines of the user's own text in their order, cut to length; of more than ``pieces`` a random sample, for a file
+    may be sorted by subject.
+    """
     assert retain.source is not None
-    lines = (str(row.values["text"]) for row in read_txt(Path(retain.source).expanduser()))
-    encoded = (list(policy.tokenizer(line, add_special_tokens=False)["input_ids"]) for line in lines)
-    found = [tokens[: retain.tokens] for tokens in encoded if len(tokens) >= _SHORTEST]
+    lines = [str(row.values["text"]) for row in read_txt(Path(retain.source).expanduser())]
+    generator = torch.Generator().manual_seed(stream_seed("retain", seed))
+    found: dict[int, list[int]] = {}
+    for line in torch.randperm(len(lines), generator=generator).tolist():
+        tokens = list(policy.tokenizer(lines[line], add_special_tokens=False)["input_ids"])
+        if len(tokens) >= _SHORTEST:
+            found[line] = tokens[: retain.tokens]
+        if len(found) == retain.pieces:
+            break
     if not found:
         raise DataError(f"{retain.source}: no line has {_SHORTEST} tokens; retain.source is a file of plain text")
-    return found[: retain.pieces]
+    return [found[line] for line in sorted(found)]
 
 
 class RetainCallback(TrainerCallback):  # type: ignore[misc]
