@@ -793,6 +793,59 @@ def test_whatever_ends_a_later_round_leaves_the_adapter_of_the_rounds_before(let
         assert "the adapter of the rounds before is kept in" in str(raised.value)
 
 
+@pytest.mark.parametrize("error", [TrainingError("the loss is odd"), KeyboardInterrupt()], ids=["error", "ctrl-c"])
+def test_what_ends_a_later_round_while_it_learns_leaves_the_adapter_of_the_round_before(letters, monkeypatch, error):
+    """Not the live one, which has learnt two of the second round's three steps."""
+    chosen = settings(rounds=2, steps=6, checkpoint_every=1)
+
+    def at_step_5(step: int, *_) -> None:
+        if step == 5:
+            raise error
+
+    with pytest.raises(type(error)) as raised:
+        prefer(chosen, letters / "run", report=at_step_5)
+    stopped = Run.open(letters / "run")
+    assert stopped.meta["status"] == "stopped"
+    if isinstance(error, TrainingError):
+        assert "the adapter of the rounds before is kept in" in str(raised.value)
+        assert stopped.meta["stopped"] == str(raised.value)
+    with monkeypatch.context() as patched:
+        # What the first round left: the second one has not begun to learn.
+        draw = drawn.DrawnAnswers._draw
+
+        def broken(self, round_number: int, asked: list[int]) -> list[dict]:
+            if round_number:
+                raise KeyboardInterrupt
+            return draw(self, round_number, asked)
+
+        patched.setattr(drawn.DrawnAnswers, "_draw", broken)
+        with pytest.raises(KeyboardInterrupt):
+            prefer(chosen, letters / "drawing")
+    before, kept = weights(Run.open(letters / "drawing")), weights(stopped)
+    later = load_file(str(stopped.path / "checkpoints" / "round-002" / "checkpoint-1" / "adapter_model.safetensors"))
+    assert all(torch.equal(kept[name], tensor) for name, tensor in before.items())
+    assert not all(torch.equal(later[name], tensor) for name, tensor in before.items())
+    whole, again = prefer(chosen, letters / "whole"), prefer(chosen, letters / "run")
+    assert all(torch.equal(weights(again)[name], tensor) for name, tensor in weights(whole).items())
+    assert again.meta["preferences"] == whole.meta["preferences"]
+
+
+def test_a_damaged_checkpoint_is_no_adapter_to_leave(letters, monkeypatch):
+    draw = drawn.DrawnAnswers._draw
+
+    def broken(self, round_number: int, asked: list[int]) -> list[dict]:
+        if round_number:
+            file = self.run.path / "checkpoints" / "round-001" / "checkpoint-2" / "adapter_model.safetensors"
+            file.write_bytes(file.read_bytes()[:-8])
+            raise ScorerError("the judge is gone")
+        return draw(self, round_number, asked)
+
+    monkeypatch.setattr(drawn.DrawnAnswers, "_draw", broken)
+    with pytest.raises(ScorerError, match=r"^the judge is gone$"):
+        prefer(settings(rounds=2), letters / "run")
+    assert not (letters / "run" / "adapter").exists()
+
+
 def test_a_judge_that_was_gone_is_asked_again(letters):
     """Answers that too many judges' failures spoilt are not kept: the same command asks again, and ends as if nothing
     had been."""

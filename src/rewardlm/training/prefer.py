@@ -9,7 +9,7 @@ what it was. Each round is a training of its own, with a fresh optimizer and its
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -21,7 +21,7 @@ from trl import DPOConfig, KTOConfig, SFTConfig
 
 from rewardlm import fastpath
 from rewardlm.config import PreferSettings
-from rewardlm.errors import DataError, RewardLMError
+from rewardlm.errors import DataError, DiskFullError, RewardLMError
 from rewardlm.models.budget import Budget
 from rewardlm.models.load import Policy, resolve_device
 from rewardlm.models.logprobs import check_head
@@ -38,6 +38,7 @@ from rewardlm.training.prefer_run import (
     check_file,
     checkpoints_of,
     drop_older_rounds,
+    end_of_round,
     resume,
     start_run,
     steps_before,
@@ -85,11 +86,11 @@ def _prefer(
     training = _setup(settings, run, processes, report, say)
     with training.trackers, stop_noted(run, processes):
         for round_number in range(training.place.round_number, settings.rounds):
-            # 2. Answers from the model as it is, judged; the pairs among them.
             with _left_behind(training, round_number):
+                # 2. Answers from the model as it is, judged; the pairs among them.
                 examples, lines = training.source.examples(round_number)
-            # 3. TRL's trainer learns them.
-            _learn(training, round_number, examples, lines)
+                # 3. TRL's trainer learns them.
+                _learn(training, round_number, examples, lines)
             processes.first(lambda: drop_older_rounds(run, round_number))  # noqa: B023 (called at once)
         # 4. Answers of the trained model, judged: the rounds looked at it only before they changed it.
         with _left_behind(training, settings.rounds):
@@ -163,12 +164,26 @@ def _left_behind(training: PreferTraining, round_number: int) -> Iterator[None]:
     try:
         yield
     except (RewardLMError, KeyboardInterrupt) as error:
-        policy, run = training.policy, training.run
-        if round_number and training.processes.is_main:
-            replace_adapter(policy.model, run.adapter)
-            if isinstance(error, RewardLMError):
-                error.args = (f"{error} (the adapter of the rounds before is kept in {run.adapter})",)
+        kept = training.processes.is_main and round_number > 0 and _put_back(training, round_number - 1)
+        if kept and isinstance(error, RewardLMError):
+            error.args = (f"{error} (the adapter of the rounds before is kept in {training.run.adapter})",)
         raise
+
+
+def _put_back(training: PreferTraining, round_number: int) -> bool:
+    """Leave the adapter as it was when that round ended, by its checkpoint: the model itself may have gone on since.
+    Returns whether it could be done.
+    """
+    policy, run = training.policy, training.run
+    found = end_of_round(run, training.settings, round_number)
+    if found is None:
+        return False
+    # On a disk that is full, what stopped the training says more.
+    with suppress(DiskFullError):
+        restore_adapter(found, policy.model)
+        replace_adapter(policy.model, run.adapter)
+        return True
+    return False
 
 
 def _learn(training: PreferTraining, round_number: int, examples: Sequence[PreferenceTokens], lines: Lines) -> None:

@@ -16,7 +16,7 @@ from rewardlm.errors import RunError, TrainingError
 from rewardlm.gguf import sha256
 from rewardlm.models.processes import Processes
 from rewardlm.runs import Run
-from rewardlm.training.checkpoints import MANIFEST, Checkpoint, newest_usable, step_of
+from rewardlm.training.checkpoints import MANIFEST, Checkpoint, is_whole, newest_usable, step_of
 from rewardlm.training.drawn import Chunk, DrawnAnswer
 from rewardlm.training.guards import NEARLY_ALL, doubts_about_texts, doubts_about_witnesses
 from rewardlm.training.judged_run import recorded_rewards
@@ -110,6 +110,12 @@ def _find(run: Run, settings: PreferSettings) -> ResumePoint:
     if found.step >= settings.steps_of(round_number):
         return ResumePoint(round_number + 1, 0, found)
     return ResumePoint(round_number, found.step, found)
+
+
+def end_of_round(run: Run, settings: PreferSettings, round_number: int) -> Path | None:
+    """The checkpoint after a round's last step; None where there is none, or its adapter is damaged."""
+    folder = checkpoints_of(run, round_number) / f"checkpoint-{settings.steps_of(round_number)}"
+    return folder if is_whole(folder, ("adapter_",)) else None
 
 
 def drop_older_rounds(run: Run, round_number: int) -> None:
