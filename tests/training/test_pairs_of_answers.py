@@ -13,7 +13,7 @@ import pytest
 from rewardlm.config import PairSettings
 from rewardlm.training.drawn import DrawnAnswer
 from rewardlm.training.prefer_rows import laid_out
-from rewardlm.training.preferences import Preferences, best_of, choosable, pairs_of, pairs_that_end
+from rewardlm.training.preferences import Preference, Preferences, best_of, choosable, pairs_of, pairs_that_end
 
 PROMPT = "Why do people say such things?"
 TEXT = "I think that most of them have simply never met anybody from there"
@@ -272,3 +272,64 @@ def test_every_pair_is_learnt_equally_often_but_for_one(n, wanted):
         assert sorted(order[start : start + n]) == list(range(n))  # all before any comes again
     assert order == laid_out(n, wanted, 0, 1)
     assert n < 20 or order != laid_out(n, wanted, 0, 2)
+
+
+# Lengths --------------------------------------------------------------------------------------------------------------
+
+
+def judged(seed: int, *, taste: float, prompts: int = 60, n: int = 8) -> list[DrawnAnswer]:
+    """Answers of 10 to 40 tokens to many prompts, by a judge whose reward falls by ``taste`` with each ten tokens."""
+    draw = random.Random(seed)
+    lengths = [draw.randint(10, 40) for _ in range(prompts * n)]
+    return [
+        answer(i % n, draw.gauss(0, 1) - taste * length / 10, prompt=i // n, tokens=[1] * length, toxicity=0.1)
+        for i, length in enumerate(lengths)
+    ]
+
+
+def chosen_among(answers: list[DrawnAnswer], **settings) -> Preferences:
+    found = Preferences()
+    asked = {"topic": 0.0, "topic_gap": None, **settings}
+    found.add(answers, [PROMPT] * (1 + answers[-1].prompt), PairSettings(**asked))
+    return found
+
+
+@pytest.mark.parametrize("seed", range(10))
+def test_a_judge_that_likes_short_answers_is_seen_by_their_lengths(seed):
+    for taste in (1.0, -1.0):
+        answers = judged(seed, taste=taste)
+        found = chosen_among(answers)
+        # What the pairs are made of, by another way: means of two columns.
+        columns = np.array([(len(one.chosen.tokens), len(one.rejected.tokens)) for one in found.found])
+        assert all(max(row) <= 2 * min(row) for row in columns)
+        ratio = columns[:, 0].mean() / columns[:, 1].mean()
+        assert found.lengths_apart == pytest.approx(ratio - 1)
+        assert (found.lengths_apart > 0) == (taste < 0)
+        # What the warning advises takes it away, whatever the judge likes: x / 1.2 is less than a fifth below x.
+        assert chosen_among(answers, length_ratio=1.2).lengths_apart is None
+
+
+def test_a_judge_that_does_not_look_at_lengths_is_hardly_ever_suspected():
+    assert sum(chosen_among(judged(seed, taste=0.0)).lengths_apart is not None for seed in range(50)) == 0
+    # Also of ten pairs, whose means may be far apart by chance: Student's t is beyond three in 1.5 % of cases.
+    few = [chosen_among(judged(seed, taste=0.0, prompts=5)) for seed in range(200)]
+    means = [
+        np.mean([len(p.chosen.tokens) for p in one.found]) / np.mean([len(p.rejected.tokens) for p in one.found]) - 1
+        for one in few
+    ]
+    assert sum(abs(mean) > 0.2 for mean in means) > 10
+    assert sum(one.lengths_apart is not None for one in few) < 0.05 * len(few)
+
+
+def test_lengths_of_few_pairs_and_of_best_answers_say_nothing():
+    def pairs(n: int, lengths: tuple[int, int | None]) -> Preferences:
+        better, worse = (None if k is None else answer(0, 1.0, tokens=[1] * k) for k in lengths)
+        return Preferences([Preference(better, worse)] * n, pairs=worse is not None)
+
+    assert pairs(7, (10, 20)).lengths_apart is None
+    assert pairs(8, (10, 20)).lengths_apart == -0.5
+    assert pairs(8, (10, 0)).lengths_apart == float("inf")
+    assert pairs(8, (0, 0)).lengths_apart is None
+    assert pairs(8, (10, 12)).lengths_apart is None
+    assert pairs(8, (10, None)).lengths_apart is None
+    assert Preferences().lengths_apart is None

@@ -745,6 +745,29 @@ def test_pairs_that_are_too_close_are_learnt_where_there_are_no_others_and_it_is
         assert line["rewards"][0] > line["rewards"][1]
 
 
+def test_chosen_answers_that_are_shorter_than_rejected_ones_are_told(letters):
+    (letters / "prefer_short.py").write_text(
+        "import prefer_judge\n"
+        "def short(texts):\n"
+        "    if any('.' in t for t in texts):\n"
+        "        return prefer_judge.taste(texts)\n"
+        "    return [len(t.split()) / 20 for t in texts]\n"
+    )
+    many = "".join(f"?{one}{other}\n" for one in LETTERS for other in LETTERS)
+    (letters / "prompts.txt").write_text(many)
+    chosen = {"reward": ["prefer_short:short"], "max_new_tokens": 12, "batch_size": 8}
+    with pytest.warns(UserWarning, match=r"^round 1: lengths: chosen .* \d\d% fewer tokens than rejected ones"):
+        run = prefer(settings(**chosen), letters / "run")
+    about = run.meta["preferences"]["rounds"][0]
+    fewer = f"{1 - about['chosen']['tokens'] / about['rejected']['tokens']:.0%} fewer"
+    told = [[text for text in line["warnings"] if text.startswith("lengths")] for line in metrics(run)]
+    assert [len(texts) for texts in told] == [1, 0, 0, 0]
+    assert fewer in told[0][0]
+    near = prefer(settings(**chosen, pairs={"margin": 0.01, "length_ratio": 1.2}), letters / "near")
+    assert near.meta["preferences"]["rounds"][0]["found"] > 8
+    assert not [text for line in metrics(near) for text in line["warnings"] if text.startswith("lengths")]
+
+
 def test_a_judge_that_is_the_wrong_way_round_is_refused(letters):
     with pytest.raises(ScorerError, match="higher must be more toxic"):
         prefer(settings(reward=["prefer_judge:reverse"]), letters / "run")

@@ -99,6 +99,12 @@ class DrawnPairs:
                 "pairs.length_ratio): those with the largest difference of rewards are learnt, whatever else they "
                 "differ in"
             )
+        if (apart := found.lengths_apart) is not None:
+            than = "more" if apart > 0 else "fewer"
+            noted.append(
+                f"lengths: chosen answers have {abs(apart):.0%} {than} tokens than rejected ones on average, so length "
+                "is learnt too: set pairs.length_ratio=1.2, and draw more if that leaves too few pairs (--samples)"
+            )
         self.processes.first(lambda: self._write(round_number, found, chunks))
         self.say(f"round {round_number + 1} of {settings.rounds}: {found.summary}")
         if not found.found:

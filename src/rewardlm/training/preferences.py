@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from functools import cache
 from itertools import groupby
-from statistics import fmean, quantiles
+from statistics import fmean, quantiles, stdev
 from typing import Any
 
 from rewardlm.config import USUAL_MAX_TOXICITY, PairSettings
@@ -18,6 +18,10 @@ from rewardlm.training.replay import can_be_learnt
 
 # Why a prompt gave no pair, as the user reads it.
 TOO_CLOSE = "with rewards too close"
+# Chosen answers may have so much more or fewer tokens than rejected ones before it is said that length is learnt.
+LENGTHS_APART = 0.2
+# Of fewer pairs, nobody can tell a difference of lengths from chance.
+_FEW_PAIRS = 8
 
 
 @dataclass(frozen=True, slots=True)
@@ -88,6 +92,24 @@ class Preferences:
             return -math.inf
         both = [(one.chosen, one.rejected) for one in self.found if one.rejected is not None]
         return fmean((better.finish == "stop") - (worse.finish == "stop") for better, worse in both)
+
+    @property
+    def lengths_apart(self) -> float | None:
+        """By what share the chosen answers' tokens are more (above 0) or fewer than the rejected ones', on average,
+        where that is over ``LENGTHS_APART`` and beyond chance (three standard errors of the mean difference). Else
+        None, and also of few pairs or where only the best answers count.
+
+        ``length_ratio`` holds the two answers of a pair together. It says nothing of which one is the shorter.
+        """
+        both = [(one.chosen, one.rejected) for one in self.found if one.rejected is not None]
+        if len(both) < _FEW_PAIRS:
+            return None
+        differences = [len(better.tokens) - len(worse.tokens) for better, worse in both]
+        mean, of_rejected = fmean(differences), fmean(len(worse.tokens) for _, worse in both)
+        by_chance = abs(mean) <= 3 * stdev(differences) / math.sqrt(len(both))
+        # Rejected answers may be empty, all of them: any length is too far from none.
+        share = mean / of_rejected if of_rejected else math.inf
+        return None if by_chance or abs(share) <= LENGTHS_APART else share
 
     @property
     def summary(self) -> str:
