@@ -1,6 +1,6 @@
 """RewardLM beside its peers and beside the most that the machine could do: ``make bench``.
 
-    python benchmarks/bench.py [--only ppo,grpo,rloo,sft,dpo,meter,meter8] [--dtypes float32,bfloat16] [--quick] …
+    python benchmarks/bench.py [--only ppo,grpo,rloo,sft,dpo,pairs,meter,meter8] [--dtypes float32,bfloat16] [--quick] …
 
 For each part the machine is calibrated, then ours and the peer run in turn, A B A B, each in a fresh process with the
 same model, prompts, judge and sizes, and the machine is calibrated again. A part's new results replace its old ones in
@@ -34,7 +34,7 @@ HERE = Path(__file__).resolve().parent
 ROOT = HERE.parent
 PAGE = ROOT / "docs" / "performance.md"
 BEGIN, END = "<!-- made by make bench: begin -->", "<!-- made by make bench: end -->"
-PARTS = ("ppo", "grpo", "rloo", "sft", "dpo", "meter", "meter8")  # beside a peer
+PARTS = ("ppo", "grpo", "rloo", "sft", "dpo", "pairs", "meter", "meter8")  # beside a peer
 ALONE = ("help", "memory")
 TRL = {"ppo": "trl-1.12", "grpo": "trl-1.16", "rloo": "trl-1.16", "sft": "trl-1.16", "dpo": "trl-1.16"}
 
@@ -90,7 +90,9 @@ def parsed() -> argparse.Namespace:
     parser.add_argument("--peer-steps", type=int, default=1)
     parser.add_argument("--warmup", type=int, default=1, help="RL steps before those, on both sides")
     parser.add_argument("--episodes", type=int, help="answers of an RL step (32; quick 16)")
-    parser.add_argument("--answers", type=int, help="of the meter at 1 per prompt; at 8, twice as many (128; quick 32)")
+    parser.add_argument(
+        "--answers", type=int, help="of the meter at 1 per prompt; at 8, and for pairs, twice as many (128; quick 32)"
+    )
     parser.add_argument("--max-new-tokens", type=int, default=32)
     parser.add_argument(
         "--critic", choices=["full", "head"], default="full", help="what TRL's PPO trains of its critic"
@@ -102,6 +104,13 @@ def parsed() -> argparse.Namespace:
         choices=["same", "own"],
         default="same",
         help="which rows TRL's fine-tuning has in a batch: the same as ours, of similar length, or as it draws them",
+    )
+    parser.add_argument(
+        "--dpo",
+        choices=["same", "own"],
+        default="same",
+        help="TRL's DPO: with our microbatches and the reference asked once, or with a step's pairs in one microbatch "
+        "and the reference asked in each step, as it does by default",
     )
     parser.add_argument("--threads", type=int, default=os.cpu_count() or 1)
     parser.add_argument(
@@ -144,6 +153,7 @@ def job_of(part: str, dtype: str, options: argparse.Namespace, folder: Path) -> 
         "rloo": (options.episodes // 4, 4),
         "sft": (options.rows, 1),
         "dpo": (options.pairs, 1),
+        "pairs": (options.answers // 4, 8),
         "meter": (options.answers, 1),
         "meter8": (options.answers // 4, 8),
     }[part]
@@ -161,6 +171,7 @@ def job_of(part: str, dtype: str, options: argparse.Namespace, folder: Path) -> 
         cpu_time=options.cpu_time,
         critic=options.critic,
         order=options.order,
+        dpo=options.dpo,
         **({"epochs": 1, "minibatches": 1} if part in ("sft", "dpo") else {}),
     )
 

@@ -33,6 +33,9 @@ RATIO_BARS = {
     ("sft", "bfloat16"): 0.5,
     ("dpo", "float32"): 0.5,
     ("dpo", "bfloat16"): 0.5,
+    # Nearly all of it is what the meter does with several answers to a prompt.
+    ("pairs", "float32"): 1 / 3,
+    ("pairs", "bfloat16"): 1 / 3,
     ("meter", "float32"): 1 / 1.7,
     ("meter", "bfloat16"): 1 / 2,
     ("meter ×8", "float32"): 1 / 3,
@@ -42,15 +45,16 @@ MEMORY_BARS = {"ppo": 1 / 3, "grpo": 1 / 2, "rloo": 1 / 2, "sft": 1 / 2, "dpo": 
 ETA_BAR = 0.5
 HELP_BAR = 0.4  # seconds
 GROWTH_BAR = 64  # MiB
-# How many questions the meter takes at a time (rewardlm.measuring.engines.WINDOW).
-WINDOW = 256
+# How many questions the meter takes at a time (rewardlm.measuring.engines.WINDOW), and how many prompts preference
+# training does (rewardlm.training.drawn.CHUNK).
+WINDOW, CHUNK = 256, 32
 
 
 def compare(job: Job, rounds: Sequence[tuple[Told, Told]], calibrations: Sequence[dict[str, Any]]) -> dict[str, Any]:
     """All that is known of one part from its ``rounds`` of (ours, peer)."""
     ours, peer = [pair[0] for pair in rounds], [pair[1] for pair in rounds]
     for told in (*ours, *peer):
-        if job.what != "meter" and told.updates != job.updates:
+        if job.what not in ("meter", "pairs") and told.updates != job.updates:
             raise ValueError(
                 f"{job.what}: {told.updates:g} optimizer steps a step, expected {job.updates} on both sides"
             )
@@ -71,6 +75,7 @@ def compare(job: Job, rounds: Sequence[tuple[Told, Told]], calibrations: Sequenc
         "ours": {"seconds": [told.seconds for told in ours], "peak_mib": memory[0], "versions": ours[0].versions},
         "peer": {"seconds": [told.seconds for told in peer], "peak_mib": memory[1], "versions": peer[0].versions},
         "losses": {"ours": ours[0].losses, "peer": peer[0].losses},
+        "pairs": {"ours": ours[0].pairs, "peer": peer[0].pairs},
         "answer_tokens": {"ours": ours[0].answer_tokens, "peer": peer[0].answer_tokens or None},
         "peer_parts": [told.parts for told in peer if told.parts],
         "ratio": median(ratios),
@@ -124,8 +129,9 @@ def limit(job: Job, lengths: dict[str, Any], weights: dict[str, Any], machines: 
             "update": update_seconds(decoder, machine, positions, sum(answers), 1),
         }
     judging = scorer_seconds(weights["judge"]["weights"], machines[weights["judge"]["dtype"]], lengths["judged"])
-    if job.what == "meter":
-        windows = [slice(start, start + WINDOW) for start in range(0, len(prompts), WINDOW)]
+    if job.what in ("meter", "pairs"):
+        together = WINDOW if job.what == "meter" else CHUNK * job.samples
+        windows = [slice(start, start + together) for start in range(0, len(prompts), together)]
         return {
             "rollout": sum(rollout_seconds(decoder, machine, prompts[piece], answers[piece]) for piece in windows),
             "reward": judging,
@@ -146,7 +152,8 @@ def bars(part: dict[str, Any]) -> list[dict[str, Any]]:
         found.append((f"{part['what']} peak memory, ours / peer", part["memory_ratio"], "at most", part["memory_bar"]))
     for row in part["phases"]:
         if row["phase"] in ("rollout", "whole") and row["eta"] is not None:
-            of = "rollouts" if row["phase"] == "rollout" else "step" if "meter" not in part["what"] else "run"
+            whole = "run" if part["what"].startswith(("meter", "pairs")) else "step"
+            of = "rollouts" if row["phase"] == "rollout" else whole
             found.append((f"{part['what']} η of the {of}", row["eta"], "at least", ETA_BAR))
     return [
         {

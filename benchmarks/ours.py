@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import shutil
 import time
 from collections.abc import Callable
@@ -14,6 +15,7 @@ from torch.profiler import ProfilerActivity, profile
 from work import Job, Told, finetuning, worker
 
 import rewardlm.training.prefer_rows as prefer_rows
+import rewardlm.training.prefer_source as prefer_source
 import rewardlm.training.rlaf as rlaf
 from rewardlm.config import (
     GenerationSettings,
@@ -21,6 +23,7 @@ from rewardlm.config import (
     LoraSettings,
     MeasureSettings,
     ModelSettings,
+    PairSettings,
     PreferSettings,
     RetainSettings,
     RewardSettings,
@@ -29,7 +32,7 @@ from rewardlm.config import (
 )
 from rewardlm.measuring.meter import measure
 from rewardlm.models.load import Policy, load_policy
-from rewardlm.runs import peak_rss_mb
+from rewardlm.runs import Run, peak_rss_mb
 from rewardlm.scoring.classifier import ClassifierScorer
 from rewardlm.training.prefer import prefer
 from rewardlm.training.prefer_rows import laid_out
@@ -66,10 +69,7 @@ def reinforce(job: Job) -> Told:
         learning_rate=job.learning_rate,
         lora=LoraSettings(r=job.lora_r, alpha=job.lora_alpha),
         kl=KlSettings(coef=job.kl_coef, penalty="k3" if job.what == "grpo" else "k1"),
-        # The peer's reward is the judge's word alone.
-        rewards=RewardSettings(
-            transform="probability", terms=TermSettings(refusal=0, similarity=0, counter_narrative=0)
-        ),
+        rewards=judge_alone(),
         generation=GenerationSettings(),
     )
     out = fresh(job, "rlaf")
@@ -108,6 +108,11 @@ def reinforce(job: Job) -> Told:
         weights={"policy": decoder_of(policies[0]), "judge": judge_of(judge)},
         profile=look.by_kind() if look is not None else [],
     )
+
+
+def judge_alone() -> RewardSettings:
+    """The peer's reward: the judge's word and nothing else."""
+    return RewardSettings(transform="probability", terms=TermSettings(refusal=0, similarity=0, counter_narrative=0))
 
 
 def at_the_last_step(look: Look | None) -> Callable[[int, int, dict[str, Any]], None]:
@@ -210,6 +215,71 @@ def prefer_pairs(job: Job) -> Told:
         parts=[{"logprobs": share, "update": line["seconds"]} for line in lines],
         lengths=lengths,
         weights={"policy": decoder_of(policy_of(job))},
+        profile=look.by_kind() if look is not None else [],
+    )
+
+
+class Made(Exception):
+    """The pairs are made: the command ends here, because the job does."""
+
+
+def make_pairs(job: Job) -> Told:
+    """``rewardlm prefer`` from its first question to its pairs, without what the peer doesn't do: answers drawn, judged
+    and paired. It is ended before the reference is asked.
+    """
+    settings = PreferSettings(
+        model=job.model,
+        dtype=job.dtype,
+        device="cpu",
+        prompts=str(job.prompts_file),
+        reward=[JUDGE],
+        witness=["none"],
+        samples=job.samples,
+        max_new_tokens=job.max_new_tokens,
+        # More than there are pairs, so that all prompts are asked.
+        steps=job.episodes,
+        rewards=judge_alone(),
+        pairs=PairSettings(topic=0, topic_gap=None, length_ratio=None, ended=False),
+        retain=RetainSettings(coef=0.0),
+        lora=LoraSettings(r=job.lora_r, alpha=job.lora_alpha),
+    )
+    examples = prefer_source.DrawnPairs.examples
+    clocks: list[float] = []
+    look = Look() if job.profile else None
+
+    def noted(self: prefer_source.DrawnPairs, round_number: int) -> Any:
+        if look is not None:
+            look.begin()
+        clocks.append(time.perf_counter())
+        examples(self, round_number)
+        clocks.append(time.perf_counter())
+        if look is not None:
+            look.end()
+        raise Made
+
+    prefer_source.DrawnPairs.examples = noted
+    out = fresh(job, "pairs")
+    with contextlib.suppress(Made):
+        prefer(settings, out)
+    peak = peak_rss_mb()
+    run = Run.open(out)
+    ids = {record["id"]: record["ids"] for record in job.records()}
+    answers = list(run.read("answers"))
+    judge = ClassifierScorer(JUDGE)
+    return Told(
+        seconds=[clocks[1] - clocks[0]],
+        peak_mib=peak,
+        answer_tokens=sum(len(answer["tokens"]) for answer in answers),
+        versions={"torch": torch.__version__},
+        pairs=run.meta["preferences"]["rounds"][0]["found"],
+        lengths=[
+            {
+                "prompts": [ids[answer["prompt_id"]] for answer in answers],
+                "answers": [len(answer["tokens"]) for answer in answers],
+                "judged": judged_tokens(judge, [answer["text"] for answer in answers]),
+            }
+        ],
+        weights={"policy": decoder_of(policy_of(job)), "judge": judge_of(judge)},
         profile=look.by_kind() if look is not None else [],
     )
 
@@ -335,6 +405,7 @@ SIDES: dict[str, Callable[[Job], Told]] = {
     "rloo": reinforce,
     "sft": tune,
     "dpo": prefer_pairs,
+    "pairs": make_pairs,
     "meter": answer,
 }
 

@@ -1,8 +1,9 @@
 """One job by a peer, in a process of its own (benchmarks/work.py): ``python peers.py JOB.json TOLD.json``.
 
 PPO is TRL 1.12's, GRPO, RLOO, SFT and DPO are TRL 1.16's, whichever lies first on PYTHONPATH. The meter is ``generate``
-over left-padded batches in the order of the file, and a pipeline of the judge after it. Where a peer leaves a choice it
-gets the faster one: no gradient checkpointing, no autocast over weights that are in the asked precision already.
+over left-padded batches in the order of the file, and a pipeline of the judge after it; pairs are made of such answers
+by a plain double loop, because the scripts of TRL 1.16 make none. Where a peer leaves a choice it gets the faster one:
+no gradient checkpointing, no autocast over weights that are in the asked precision already.
 """
 
 from __future__ import annotations
@@ -15,6 +16,7 @@ from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from peft import LoraConfig
 from torch import Tensor, nn
@@ -170,7 +172,7 @@ def sft(job: Job) -> Told:
 
     rows = job.rows()[: job.prompts * (job.warmup + job.steps)]
     config = SFTConfig(
-        **by_batches(job),
+        **by_batches(job, job.prompts),
         completion_only_loss=True,
         train_sampling_strategy="sequential" if job.order == "same" else "random",
     )
@@ -178,23 +180,43 @@ def sft(job: Job) -> Told:
 
 
 def dpo(job: Job) -> Told:
-    """TRL's DPOTrainer on the same pairs in the same batches. It asks the reference in each step, as it does by
-    default, and has a step's pairs in one microbatch.
+    """TRL's DPOTrainer on the same pairs in the same batches. With ``dpo`` "same" it has our microbatches and asks the
+    reference once, before the first step; each step has its share of that time, as ours has. With "own" it asks the
+    reference in each step, as it does by default, and has a step's pairs in one microbatch.
     """
     from datasets import Dataset
     from trl import DPOConfig, DPOTrainer
 
-    config = DPOConfig(**by_batches(job), beta=0.1, train_sampling_strategy="sequential")
-    return with_losses(job, DPOTrainer, config, Dataset.from_list(job.pairs()))
+    asked: list[float] = []
+
+    class Timed(DPOTrainer):
+        def _precompute_ref_logps(self, *given: Any, **named: Any) -> Any:
+            begun = time.perf_counter()
+            found = super()._precompute_ref_logps(*given, **named)
+            asked.append(time.perf_counter() - begun)
+            return found
+
+    like_ours = job.dpo == "same"
+    config = DPOConfig(
+        **by_batches(job, job.micro_batch if like_ours else job.prompts),
+        beta=0.1,
+        train_sampling_strategy="sequential",
+        precompute_ref_log_probs=like_ours,
+    )
+    found = with_losses(job, Timed, config, Dataset.from_list(job.pairs()))
+    assert len(asked) == like_ours
+    share = sum(asked) / (job.warmup + job.steps)
+    parts = [{"logprobs": share, "update": seconds} for seconds in found.seconds]
+    return replace(found, seconds=[seconds + share for seconds in found.seconds], parts=parts)
 
 
-def by_batches(job: Job) -> dict[str, Any]:
-    """The arguments of a trainer that makes a step of each batch of ``prompts`` rows, in one microbatch."""
+def by_batches(job: Job, micro_batch: int) -> dict[str, Any]:
+    """The arguments of a trainer that makes a step of each batch of ``prompts`` rows, ``micro_batch`` at once."""
     return {
         **common(job),
         "logging_steps": 1,
-        "per_device_train_batch_size": job.prompts,
-        "gradient_accumulation_steps": 1,
+        "per_device_train_batch_size": micro_batch,
+        "gradient_accumulation_steps": job.prompts // micro_batch,
         "max_steps": job.warmup + job.steps,
         "max_length": None,
     }
@@ -225,6 +247,43 @@ def with_losses(job: Job, trainer_class: Any, config: Any, rows: Any) -> Told:
 
 def meter(job: Job) -> Told:
     """Answers in batches of ``batch_rows``, then the judge over all of them."""
+    return draw(job)[0]
+
+
+# As ``rewardlm prefer`` has it by default: the least difference of two rewards, the highest P(toxic) of a chosen
+# answer, and pairs of one prompt.
+MARGIN, MOST_TOXIC, PAIRS = 0.3, 0.5, 2
+
+
+def pairs(job: Job) -> Told:
+    """As the meter, with ``samples`` answers to each prompt, and after it the pairs among them."""
+    found, toxicity = draw(job)
+    begun = time.perf_counter()
+    made = [
+        pair for start in range(0, len(toxicity), job.samples) for pair in paired(toxicity[start : start + job.samples])
+    ]
+    spent = time.perf_counter() - begun
+    [seconds], [parts] = found.seconds, found.parts
+    return replace(found, seconds=[seconds + spent], parts=[{**parts, "pairs": spent}], pairs=len(made))
+
+
+def paired(toxicity: list[float]) -> list[tuple[int, int]]:
+    """(chosen, rejected) among one prompt's answers, by place: those that differ most, and no answer twice."""
+    clear = [
+        (worse - better, chosen, rejected)
+        for chosen, better in enumerate(toxicity)
+        for rejected, worse in enumerate(toxicity)
+        if better <= MOST_TOXIC and worse - better >= MARGIN
+    ]
+    made: list[tuple[int, int]] = []
+    for _, chosen, rejected in sorted(clear, key=lambda pair: (-pair[0], pair[1:])):
+        if len(made) < PAIRS and not {chosen, rejected} & {place for pair in made for place in pair}:
+            made.append((chosen, rejected))
+    return made
+
+
+def draw(job: Job) -> tuple[Told, list[float]]:
+    """The report, and P(toxic) of each answer, prompt by prompt."""
     from transformers import pipeline
 
     dtype = getattr(torch, job.dtype)
@@ -266,13 +325,19 @@ def meter(job: Job) -> Told:
     judged = list(judge(texts, batch_size=job.batch_rows))
     ended = time.perf_counter()
     assert len(judged) == job.episodes
-    return Told(
+    # The judge's own label and calibration, which a pipeline knows nothing of.
+    column = scorer._columns[scorer.labels[0]]
+    toxic = [next(one["score"] for one in labels if one["label"] == scorer._names[column]) for labels in judged]
+    if column in scorer._calibration:
+        toxic = scorer._calibration[column].curve(np.array(toxic)).tolist()
+    told = Told(
         seconds=[ended - begun],
         peak_mib=peak_rss_mb(),
         answer_tokens=n_tokens,
         versions={"transformers": version("transformers"), "torch": torch.__version__},
         parts=[{"answers": generated - begun, "judge": ended - generated}],
     )
+    return told, toxic
 
 
 def common(job: Job) -> dict[str, Any]:
@@ -322,7 +387,7 @@ def told(job: Job, clock: Clock, a_step: int, updates: list[int]) -> Told:
     )
 
 
-SIDES = {"ppo": ppo, "grpo": grouped, "rloo": grouped, "sft": sft, "dpo": dpo, "meter": meter}
+SIDES = {"ppo": ppo, "grpo": grouped, "rloo": grouped, "sft": sft, "dpo": dpo, "pairs": pairs, "meter": meter}
 
 if __name__ == "__main__":
     logging.set_verbosity_error()

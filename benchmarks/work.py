@@ -18,9 +18,9 @@ from typing import Any
 
 @dataclass
 class Job:
-    """``what``: ppo, grpo, rloo, sft or meter; ``side``: ours or peer. ``prompts`` × ``samples`` answers of at most
-    ``max_new_tokens`` are a step of RL, and all that the meter asks; ``prompts`` rows are a step of fine-tuning. The
-    first ``warmup`` steps don't count.
+    """``what``: ppo, grpo, rloo, sft, dpo, pairs or meter; ``side``: ours or peer. ``prompts`` × ``samples`` answers of
+    at most ``max_new_tokens`` are a step of RL, and all that the meter asks and that pairs are made of; ``prompts``
+    rows are a step of fine-tuning, ``prompts`` pairs one of DPO. The first ``warmup`` steps don't count.
 
     ``folder`` holds what benchmarks/prepare.py wrote, and takes what the job writes.
     """
@@ -48,6 +48,8 @@ class Job:
     critic: str = "full"
     # The peer's fine-tuning: ours has rows of similar length side by side, and "same" gives it the same batches.
     order: str = "same"
+    # The peer's DPO: "same" gives it our microbatches and asks the reference once, as ours does; "own" is TRL's way.
+    dpo: str = "same"
 
     @property
     def episodes(self) -> int:
@@ -57,6 +59,11 @@ class Job:
     def updates(self) -> int:
         """Optimizer steps of one RL step."""
         return self.epochs * self.minibatches
+
+    @property
+    def micro_batch(self) -> int:
+        """Pairs of DPO in memory at once, as ``rewardlm prefer`` has it by default."""
+        return 4 if self.prompts % 4 == 0 else self.prompts
 
     @property
     def model(self) -> str:
@@ -96,7 +103,8 @@ class Told:
     """``seconds`` of each step that counts (the meter's only one), ``peak_mib`` of the whole process, ``updates``
     optimizer steps a step, ``answer_tokens`` a step; ``parts`` says what the seconds went to, by phase.
 
-    ``losses`` are fine-tuning's. ``lengths`` are what the limit is computed from, of our side alone.
+    ``losses`` are those of fine-tuning and DPO, ``pairs`` how many were found. ``lengths`` are what the limit is
+    computed from, of our side alone.
     """
 
     seconds: list[float]
@@ -104,6 +112,7 @@ class Told:
     updates: float = 0
     answer_tokens: float = 0
     losses: list[float] = field(default_factory=list)
+    pairs: int | None = None
     versions: dict[str, str] = field(default_factory=dict)
     parts: list[dict[str, float]] = field(default_factory=list)
     lengths: list[dict[str, Any]] = field(default_factory=list)

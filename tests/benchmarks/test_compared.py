@@ -8,9 +8,13 @@ from dataclasses import replace
 from pathlib import Path
 
 import bench
+import compared
 import pytest
 from compared import bars, compare, markdown, tables
 from work import Job, Told
+
+from rewardlm.measuring import engines
+from rewardlm.training import drawn
 
 JOB = Job(what="ppo", side="ours", dtype="float32", folder="here", prompts=2, samples=1, max_new_tokens=3)
 CALIBRATIONS = [
@@ -77,6 +81,22 @@ def test_the_meter_decodes_a_window_at_a_time():
     assert part["what"] == "meter ×8"
     assert whole["limit"] == pytest.approx(prefill + decode)
     assert part["memory_bar"] is None
+
+
+def test_answers_for_pairs_are_drawn_a_chunk_of_prompts_at_a_time():
+    job = replace(JOB, what="pairs", samples=2)
+    lengths = {"prompts": [[1, 2]] * 70, "answers": [1] * 70, "judged": 7}
+    ours = Told([10.0], 1.0, lengths=[lengths], weights=WEIGHTS, pairs=9)
+    part = compare(job, [(ours, Told([50.0], 2.0, pairs=8))], CALIBRATIONS)
+    [whole] = part["phases"]
+    # Chunks of 32 prompts × 2 answers: 64 and 6 rows, whose two positions run once a chunk.
+    assert whole["limit"] == pytest.approx((2 * 140 + 64 * 60) / 50 + (2 * 140 + 6 * 60) / 50 + REWARD)
+    assert part["pairs"] == {"ours": 9, "peer": 8}
+    assert [bar["what"] for bar in bars(part)] == ["pairs seconds, ours / peer", "pairs η of the run"]
+
+
+def test_the_limit_takes_as_many_at_a_time_as_the_commands_do():
+    assert (compared.WINDOW, compared.CHUNK) == (engines.WINDOW, drawn.CHUNK)
 
 
 def test_fine_tuning_is_one_pass_forwards_and_backwards():

@@ -3,18 +3,25 @@
 from __future__ import annotations
 
 import json
+import random
 from dataclasses import asdict
 from pathlib import Path
+from typing import Any
 
 import pytest
 from work import Job, Told, environment
 
 from forked import Forked
+from peers import paired
+from rewardlm.config.prefer import PairSettings
+from rewardlm.training.drawn import DrawnAnswer
+from rewardlm.training.preferences import pairs_of
 
 pytestmark = pytest.mark.slow
 
 BENCHMARKS = Path(__file__).parents[2] / "benchmarks"
 PROMPTS = 4
+PAIRS = 8  # two microbatches
 
 
 def start(script: str, *arguments: object) -> None:
@@ -26,17 +33,17 @@ def start(script: str, *arguments: object) -> None:
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     made = tmp_path_factory.mktemp("bench")
-    start("prepare.py", "tiny", made, PROMPTS, f"rows:{PROMPTS}", f"pairs:{PROMPTS}")
+    start("prepare.py", "tiny", made, PROMPTS, f"rows:{PROMPTS}", f"pairs:{PAIRS}")
     return made
 
 
-def told(folder: Path, what: str, side: str, samples: int = 1) -> Told:
+def told(folder: Path, what: str, side: str, samples: int = 1, prompts: int = PROMPTS, **changes: Any) -> Told:
     job = Job(
         what=what,
         side=side,
         dtype="float32",
         folder=str(folder),
-        prompts=PROMPTS,
+        prompts=prompts,
         samples=samples,
         max_new_tokens=5,
         epochs=2,
@@ -44,6 +51,7 @@ def told(folder: Path, what: str, side: str, samples: int = 1) -> Told:
         warmup=1,
         threads=1,
         profile=side == "ours",
+        **changes,
     )
     (folder / "job.json").write_text(json.dumps(asdict(job)))
     start("ours.py" if side == "ours" else "peers.py", folder / "job.json", folder / "told.json")
@@ -105,14 +113,57 @@ def test_both_sides_fine_tune_on_the_same_batches(folder: Path):
 
 
 def test_both_sides_learn_the_same_pairs(folder: Path):
-    ours, peer = told(folder, "dpo", "ours"), told(folder, "dpo", "peer")
-    assert ours.updates == peer.updates == 1
-    assert len(ours.seconds) == len(peer.seconds) == 1
-    # After one step of another random adapter, whose B was 0, at a rate of 1e-5: ln 2, and a little.
-    assert ours.losses == pytest.approx(peer.losses, abs=2e-4)
-    assert ours.losses[0] == pytest.approx(0.6931, abs=1e-3)
+    ours, peer, whole = (
+        told(folder, "dpo", "ours", prompts=PAIRS),
+        told(folder, "dpo", "peer", prompts=PAIRS),
+        told(folder, "dpo", "peer", prompts=PAIRS, dpo="own"),
+    )
+    for found in (ours, peer, whole):
+        assert found.updates == 1
+        assert len(found.seconds) == 1
+        # After one step of another random adapter, whose B was 0, at a rate of 1e-5: ln 2, and a little.
+        assert found.losses == pytest.approx(ours.losses, abs=2e-4)
+        assert found.losses[0] == pytest.approx(0.6931, abs=1e-3)
+        assert found.parts[0].keys() == {"logprobs", "update"}
+        assert sum(found.parts[0].values()) == pytest.approx(found.seconds[0])
     [lengths] = ours.lengths
-    assert len(lengths["prompts"]) == len(lengths["answers"]) == 2 * PROMPTS
+    assert len(lengths["prompts"]) == len(lengths["answers"]) == 2 * PAIRS
     assert lengths["prompts"][0::2] == lengths["prompts"][1::2]
-    assert ours.parts[0].keys() == {"logprobs", "update"}
-    assert sum(ours.parts[0].values()) == pytest.approx(ours.seconds[0])
+    # The peer's reference is asked before the first step, or in each.
+    assert ours.parts[0]["logprobs"] > 0
+    assert peer.parts[0]["logprobs"] > 0
+    assert whole.parts[0]["logprobs"] == 0
+
+
+def test_both_sides_draw_and_judge_what_pairs_are_made_of(folder: Path):
+    ours, peer = told(folder, "pairs", "ours", samples=3), told(folder, "pairs", "peer", samples=3)
+    assert len(ours.lengths[0]["answers"]) == 3 * PROMPTS
+    for found in (ours, peer):
+        assert found.pairs is not None
+        assert found.seconds[0] > 0
+        assert 3 * PROMPTS <= found.answer_tokens <= 3 * PROMPTS * 5
+    assert peer.parts[0].keys() == {"answers", "judge", "pairs"}
+    assert sum(peer.parts[0].values()) == pytest.approx(peer.seconds[0])
+
+
+def test_the_peers_pairs_are_ours():
+    """The rule is the same on both sides, so neither has less to do."""
+    settings = PairSettings(topic=0, topic_gap=None, length_ratio=None, ended=False, max_toxicity=0.5)
+    generator = random.Random(0)
+    found = 0
+    for _ in range(200):
+        # Sixteenths: many are equal, and no difference of two is off by rounding. Of half of the prompts no answer, or
+        # hardly one, is kind enough to be chosen.
+        least = generator.choice((0, 8))
+        toxicity = [
+            (least + round(generator.random() ** 2 * (16 - least))) / 16 for _ in range(generator.choice((2, 5, 8)))
+        ]
+        answers = [
+            DrawnAnswer(0, place, [1, 2, 3], f"a town lies by river {place}", "stop", 1 - value, value, {})
+            for place, value in enumerate(toxicity)
+        ]
+        ours, _ = pairs_of(answers, "Where does the town lie?", settings)
+        pairs = [(one.chosen.sample, one.rejected.sample) for one in ours if one.rejected is not None]
+        assert sorted(pairs) == sorted(paired(toxicity)), toxicity
+        found += len(pairs)
+    assert found > 50
