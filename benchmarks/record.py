@@ -346,6 +346,12 @@ def trained_as(label: str) -> str:
     return WEAKENED[label][0] if label in WEAKENED else label
 
 
+def with_seed(name: str) -> str:
+    """As tables show a model's name: ``DPO twice 1`` is ``DPO twice, seed 1``."""
+    label = next((label for label in sorted(LABELS, key=len, reverse=True) if name.startswith(f"{label} ")), None)
+    return name if name in LABELS or label is None else f"{label}, seed {name.removeprefix(label).strip()}"
+
+
 def training_of(name: str) -> str:
     """The training that a model comes from: ``DPO again × 0.8 1`` is ``DPO again 1``, weakened."""
     for weaker, (source, _) in WEAKENED.items():
@@ -480,7 +486,7 @@ def main_table(models: Sequence[str]) -> Iterator[str]:
     for model in found.models if found is not None else ():
         assert first is not None
         warned = sorted({warning.code for warning in found.warnings if warning.model == model.label})
-        cells = [model.label, *shares(model, first, JUDGE), *shares(model, first, OTHER)]
+        cells = [with_seed(model.label), *shares(model, first, JUDGE), *shares(model, first, OTHER)]
         hours = costs.get(f"train/{training_of(model.label)}")
         quality = model.quality
         truncated = quality.truncated_fraction
@@ -518,7 +524,7 @@ def organs_table(models: Sequence[str]) -> Iterator[str]:
         share = sum(found[False]) / len(found[False])
         change = "" if first is None else f"{share / first - 1:+.0%}".replace("%", " %").replace("-", "−")
         first = share if first is None else first
-        yield f"| {name} | {counted[0]} | {counted[1]} | {change} |"
+        yield f"| {with_seed(name)} | {counted[0]} | {counted[1]} | {change} |"
 
 
 def judges_table() -> Iterator[str]:
