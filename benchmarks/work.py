@@ -48,7 +48,8 @@ class Job:
     critic: str = "full"
     # The peer's fine-tuning: ours has rows of similar length side by side, and "same" gives it the same batches.
     order: str = "same"
-    # The peer's DPO: "same" gives it our microbatches and asks the reference once, as ours does; "own" is TRL's way.
+    # The peer's DPO: "same" gives it our microbatches and asks the reference once, as ours does; "own" has a
+    # step's pairs in one microbatch, and asks in each step.
     dpo: str = "same"
 
     @property
