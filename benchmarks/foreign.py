@@ -173,7 +173,7 @@ def _preferences(folder: Path, _: Path) -> None:
 def _read_preferences(folder: Path) -> None:
     from rewardlm.data.preferences import load_preferences
 
-    for found in load_preferences(one(folder), answers=True):
+    for found in load_preferences(one(folder), method="kto"):
         as_utf8(*(turn.text for turn in found.history), found.chosen or "", found.rejected or "")
 
 

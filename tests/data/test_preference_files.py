@@ -115,6 +115,9 @@ def test_conversations_in_a_csv_are_read_as_such_and_never_learnt_as_json(tmp_pa
         DataError, match=r"line 2: chosen looks like a list of messages, but is no JSON.*write it as JSON"
     ):
         write(str)
+    row["chosen"] = [{"role": "assistant", "content": 1}]
+    with pytest.raises(DataError, match="line 2: chosen looks like a list of messages, but is no JSON"):
+        write(lambda cell: json.dumps(cell).replace("1", "[" * 100_000))
     row = {"prompt": "Who are they?", "chosen": "[People]", "rejected": '["Nobody."]'}
     [found] = write(str)
     assert (found.chosen, found.rejected) == ("[People]", '["Nobody."]')

@@ -128,7 +128,7 @@ def _as_messages(row: Row, name: str, text: str) -> str | list[Any]:
         return text
     try:
         found = json.loads(text)
-    except ValueError:
+    except (ValueError, RecursionError):
         raise DataError(
             f"{row.where}: {name} looks like a list of messages, but is no JSON: {shown(text)}; write it as JSON, with "
             "double quotes, or keep such rows in a .jsonl or .parquet file"
