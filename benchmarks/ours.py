@@ -50,26 +50,33 @@ KINDS = {
 }
 
 
+def asks(job: Job) -> dict[str, Any]:
+    """The settings of a training that lets the model answer and has one judge."""
+    return {
+        "model": job.model,
+        "dtype": job.dtype,
+        "device": "cpu",
+        "prompts": str(job.prompts_file),
+        "reward": [JUDGE],
+        "witness": ["none"],
+        "samples": job.samples,
+        "max_new_tokens": job.max_new_tokens,
+        "rewards": judge_alone(),
+        "lora": LoraSettings(r=job.lora_r, alpha=job.lora_alpha),
+    }
+
+
 def reinforce(job: Job) -> Told:
     """RL steps through ``rewardlm.training.rlaf.train``; a step's seconds are those in its metrics.jsonl."""
     settings = RlafSettings(
-        model=job.model,
-        dtype=job.dtype,
-        device="cpu",
-        prompts=str(job.prompts_file),
-        reward=[JUDGE],
-        witness=["none"],
+        **asks(job),
         algorithm=job.what,
         steps=job.warmup + job.steps,
         batch_size=job.episodes,
-        samples=job.samples,
-        max_new_tokens=job.max_new_tokens,
         ppo_epochs=job.epochs,
         minibatches=job.minibatches,
         learning_rate=job.learning_rate,
-        lora=LoraSettings(r=job.lora_r, alpha=job.lora_alpha),
         kl=KlSettings(coef=job.kl_coef, penalty="k3" if job.what == "grpo" else "k1"),
-        rewards=judge_alone(),
         generation=GenerationSettings(),
     )
     out = fresh(job, "rlaf")
@@ -228,20 +235,11 @@ def make_pairs(job: Job) -> Told:
     and paired. It is ended before the reference is asked.
     """
     settings = PreferSettings(
-        model=job.model,
-        dtype=job.dtype,
-        device="cpu",
-        prompts=str(job.prompts_file),
-        reward=[JUDGE],
-        witness=["none"],
-        samples=job.samples,
-        max_new_tokens=job.max_new_tokens,
+        **asks(job),
         # More than there are pairs, so that all prompts are asked.
         steps=job.episodes,
-        rewards=judge_alone(),
         pairs=PairSettings(topic=0, topic_gap=None, length_ratio=None, ended=False),
         retain=RetainSettings(coef=0.0),
-        lora=LoraSettings(r=job.lora_r, alpha=job.lora_alpha),
     )
     examples = prefer_source.DrawnPairs.examples
     clocks: list[float] = []
