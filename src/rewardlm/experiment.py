@@ -167,6 +167,7 @@ def run_experiment(
         )
     )
     runs: list[Path] = []
+    preferences = {training.label: training.settings for training in preferring}
     for label in measured:
         if label == "FT" and finetuning is not None:
             from rewardlm.training.sft import finetune
@@ -181,14 +182,13 @@ def run_experiment(
         for asking, section, training in _asking(preferring, rlaf):
             if label == asking and not _trained(out, label):
                 _refuse_measured(label, prompts_of(training).prompts, _stored(out), f"{section}.part")
-        for preference in preferring:
-            if label == preference.label:
-                from rewardlm.training.prefer import prefer
+        if label in preferences:
+            from rewardlm.training.prefer import prefer
 
-                own = "its own answers" if preference.settings.draws else "preferences from a file"
-                with _told(stage, f"train {label}: {LABELS[preference.settings.method]} on {own}") as progress:
-                    folder = _folder(out, "train", label)
-                    runs.append(prefer(preference.settings, folder, report=progress.report, say=say).path)
+            learning = preferences[label]
+            source = "its own answers" if learning.draws else "preferences from a file"
+            with _told(stage, f"train {label}: {LABELS[learning.method]} on {source}") as progress:
+                runs.append(prefer(learning, _folder(out, "train", label), report=progress.report, say=say).path)
         if label == "RL" and rlaf is not None:
             from rewardlm.training.rlaf import train
 

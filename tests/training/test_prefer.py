@@ -105,6 +105,18 @@ def given(folder: Path, **changes) -> PreferSettings:
     return PreferSettings(**{**TINY, **base, **changes})
 
 
+def later_rounds_draw_nothing(patched: pytest.MonkeyPatch, error: BaseException) -> None:
+    """``error`` ends every round but the first before an answer is drawn."""
+    draw = drawn.DrawnAnswers._draw
+
+    def broken(self, round_number: int, asked: list[int], **more) -> list[dict]:
+        if round_number:
+            raise error
+        return draw(self, round_number, asked, **more)
+
+    patched.setattr(drawn.DrawnAnswers, "_draw", broken)
+
+
 def metrics(run: Run) -> list[dict]:
     return list(run.read("metrics"))
 
@@ -801,14 +813,7 @@ def test_a_doubt_in_a_later_round_leaves_the_adapter_of_the_rounds_before(letter
 
 @pytest.mark.parametrize("error", [ScorerError("the judge is gone"), KeyboardInterrupt()], ids=["judge", "ctrl-c"])
 def test_whatever_ends_a_later_round_leaves_the_adapter_of_the_rounds_before(letters, monkeypatch, error):
-    draw = drawn.DrawnAnswers._draw
-
-    def broken(self, round_number: int, asked: list[int]) -> list[dict]:
-        if round_number:
-            raise error
-        return draw(self, round_number, asked)
-
-    monkeypatch.setattr(drawn.DrawnAnswers, "_draw", broken)
+    later_rounds_draw_nothing(monkeypatch, error)
     with pytest.raises(type(error)) as raised:
         prefer(settings(rounds=2), letters / "run")
     assert any(bool(tensor.any()) for name, tensor in weights(Run.open(letters / "run")).items() if "lora_B" in name)
@@ -834,14 +839,7 @@ def test_what_ends_a_later_round_while_it_learns_leaves_the_adapter_of_the_round
         assert stopped.meta["stopped"] == str(raised.value)
     with monkeypatch.context() as patched:
         # What the first round left: the second one has not begun to learn.
-        draw = drawn.DrawnAnswers._draw
-
-        def broken(self, round_number: int, asked: list[int]) -> list[dict]:
-            if round_number:
-                raise KeyboardInterrupt
-            return draw(self, round_number, asked)
-
-        patched.setattr(drawn.DrawnAnswers, "_draw", broken)
+        later_rounds_draw_nothing(patched, KeyboardInterrupt())
         with pytest.raises(KeyboardInterrupt):
             prefer(chosen, letters / "drawing")
     before, kept = weights(Run.open(letters / "drawing")), weights(stopped)
