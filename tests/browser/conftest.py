@@ -27,8 +27,8 @@ class Visit:
             self.page.evaluate("document.querySelector('[data-figure]').scrollIntoView()")
             self.page.wait_for_selector("html[data-figures=drawn]", state="attached")
             self.page.evaluate("scrollTo(0, 0)")
-        # Plotly may finish drawing in the frame after.
-        self.page.wait_for_timeout(500)
+        # Plotly may finish drawing in the frame after. This comes two frames later.
+        self.page.evaluate("new Promise(done => requestAnimationFrame(() => requestAnimationFrame(done)))")
 
     def _dialog(self, dialog):
         self.dialogs.append(dialog.message)

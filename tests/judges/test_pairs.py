@@ -465,7 +465,7 @@ def test_the_command_in_the_card_gives_the_same_settings():
 
 
 @pytest.mark.slow
-def test_a_judge_that_reads_published_hate_says_so(encoder, tmp_path):
+def test_a_judge_that_reads_published_hate_says_so(trained, encoder, tmp_path):
     file = tmp_path / "posts.csv"
     hateful = [f"Women of village {number} are lazy" for number in range(80)]
     file.write_text("text,hate\n" + "".join(f"{text},1\n" for text in hateful) + "Women are kind,0\nHe is bad,1\n")
@@ -479,9 +479,8 @@ def test_a_judge_that_reads_published_hate_says_so(encoder, tmp_path):
     assert published["sha256"] == of_file.sha256
     assert "posts" in (run.path / "README.md").read_text()
     assert str(file) in record["command"]
-    # 40 exchanges more than without, four pairs each.
-    plain = train_pair_judge(settings_of(encoder, epochs=1), tmp_path / "plain")
-    assert run.meta["steps"] > plain.meta["steps"]
+    # 40 exchanges more than without, four pairs each. The judge without learnt for two epochs.
+    assert run.meta["steps"] > trained.meta["steps"] / 2
 
     file.write_text("text,hate\nWomen are kind,0\nHe is bad,1\n")
     with pytest.raises(DataError, match="names a group"):

@@ -129,7 +129,7 @@ def test_a_process_that_dies_ends_the_other_in_words_and_leaves_whole_checkpoint
         "    parts.RunCallback.on_log = on_log\n"
     )
     arguments = [*FINETUNE, "--out", "died"]
-    done = run(launcher("torchrun"), arguments, folder, KILL_RANK_1="1")
+    done = run(TWO, arguments, folder, KILL_RANK_1="1")
     assert done.returncode != 0
     assert not breaks(done.stderr)
     for manifest in (folder / "died" / "checkpoints").glob("*/manifest.json"):

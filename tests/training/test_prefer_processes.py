@@ -8,7 +8,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from launched import ONE, breaks, launcher, run
+from launched import ONE, TWO, breaks, run
 from rewardlm.runs import Run
 
 pytestmark = pytest.mark.slow
@@ -28,21 +28,21 @@ def folder(tmp_path_factory) -> Path:
 
 
 @pytest.mark.parametrize(
-    ("starter", "more"),
+    "more",
     [
-        ("torchrun", ["--method", "dpo"]),
-        ("two", ["--method", "kto"]),
-        ("two", ["--method", "raft"]),
-        ("two", ["--method", "dpo", "shard=true", "retain.coef=0"]),
-        ("two", ["--method", "dpo", "retain.coef=0", "--load", "4bit"]),
+        ["--method", "dpo"],
+        ["--method", "kto"],
+        ["--method", "raft"],
+        ["--method", "dpo", "shard=true", "retain.coef=0"],
+        ["--method", "dpo", "retain.coef=0", "--load", "4bit"],
     ],
 )
-def test_two_processes_give_the_answers_the_losses_and_the_adapter_of_one(folder, starter, more):
-    name = "-".join([starter, *more]).replace("=", "-").replace("--", "")
+def test_two_processes_give_the_answers_the_losses_and_the_adapter_of_one(folder, more):
+    name = "-".join(["two", *more]).replace("=", "-").replace("--", "")
     alike = [word for word in more if word != "shard=true"]
     single = run(ONE, [*COMMAND, *alike, "--out", f"alone-{name}"], folder)
     assert single.returncode == 0, single.stderr
-    done = run(launcher(starter), [*COMMAND, *more, "--out", name], folder)
+    done = run(TWO, [*COMMAND, *more, "--out", name], folder)
     assert done.returncode == 0, done.stderr
     assert done.stdout.split() == [f"{name}/adapter"]  # one of them speaks
     assert not breaks(done.stderr)
