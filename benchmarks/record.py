@@ -38,7 +38,7 @@ from page import write_between
 import rewardlm as rl
 from rewardlm.config import FrontierSettings
 from rewardlm.formats import interval_of_points, interval_of_shares, number, percent, points
-from rewardlm.measuring.frontier import frontier
+from rewardlm.measuring.frontier import Frontier, frontier
 from rewardlm.measuring.utility_results import TASK_NAMES
 from rewardlm.progress import say
 from rewardlm.reporting.frontier_page import method_name, write_frontier_page
@@ -151,8 +151,6 @@ LABELS = ("PT", *(
     label for trained in TRAININGS
     for label in (trained, *(weaker for weaker, (source, _) in WEAKENED.items() if source == trained))
 ))  # fmt: skip
-# Whose answers to a quarter of the prompts the steered models' are held against.
-NOT_STEERED = "not steered"
 STEERINGS: dict[str, tuple[tuple[str, ...], float]] = {
     "system": ((), 1),
     "best-of-n": ((), 4),
@@ -320,9 +318,8 @@ class Plan:
             *("--max-new-tokens", "48", "--scorer", TEACHER, "generation.top_p=0.9", "similarity=false"),
             *("perplexity=false", "counter_narrative=null", "--label", "PT", "--out", str(learn)),
         )
-        out, asked = OUT / "measure" / NOT_STEERED, self.answered(self.measured.with_name("quarter.jsonl"))
-        base = ("measure", MODEL, *asked, f"primary.scorer={JUDGE}", "--label", NOT_STEERED, "--out", str(out))
-        found = [Job(learn, command, 5), Job(out, base, 6 * self.scale.share)]
+        asked = self.answered(self.measured.with_name("quarter.jsonl"))
+        found = [Job(learn, command, 5)]
         for method, (settings, strength) in STEERINGS.items():
             fitted = OUT / "steer" / method
             fit = ("steer", "fit", MODEL, "--method", method, "--run", str(learn), "--judge", TEACHER, *settings)
@@ -446,13 +443,14 @@ def write_page(scale: Scale) -> None:
     models = [name for name in names if Job(OUT / "measure" / name, (), 0).done]
     if "PT" not in models:  # what all others are compared with
         models = []
-    methods = [name for name in (NOT_STEERED, *STEERINGS) if Job(OUT / "measure" / name, (), 0).done]
+    firsts = [name for name in models if name in LABELS]
+    methods = [name for name in STEERINGS if Job(OUT / "measure" / name, (), 0).done]
     asked, harmless = (
         rl.compare(runs, utility_margin=POINTS).models if len(runs) > 1 else []
         for runs in ([OUT / folder / name for name in finished(folder)] for folder in ("questions", "harmless"))
     )
     for mark, rows in (
-        ("record", [*main_table(models), "", *steering_table(methods)]),
+        ("record", [*main_table(models), "", *frontier_table([*firsts, *methods] if firsts and methods else [])]),
         ("record-organs", [*organs_table(models), "", *judges_table()]),
         ("record-questions", list(questions_table(asked))),
         ("record-harmless", list(harmless_table(harmless))),
@@ -462,9 +460,9 @@ def write_page(scale: Scale) -> None:
         print(text)
         write_between(mark, text)
     if len(models) > 1:
-        firsts = [OUT / "measure" / name for name in models if name in LABELS]
-        rl.report(firsts, out=OUT / "report.html", title="SmolLM2-135M: the experiment of record")
-        write_frontier_page(frontier(firsts, FrontierSettings(scorer=JUDGE)), OUT / "frontier.html")
+        runs = [OUT / "measure" / name for name in firsts]
+        rl.report(runs, out=OUT / "report.html", title="SmolLM2-135M: the experiment of record")
+        write_frontier_page(on_one_frontier([*firsts, *methods], JUDGE), OUT / "frontier.html")
 
 
 def finished(folder: str) -> list[str]:
@@ -601,21 +599,32 @@ def utility_of(model: Any) -> float | None:
     return sum(values) / len(values) if values else None
 
 
-def steering_table(methods: Sequence[str]) -> Iterator[str]:
-    """A row a steering method, on a quarter of the prompts."""
-    if not methods:
+def on_one_frontier(names: Sequence[str], judge: str) -> Frontier:
+    """Trained and steered models, on the toxic prompts that all of them were asked."""
+    settings = FrontierSettings(scorer=judge, split="toxic_prompts", shared=True)
+    return frontier([OUT / "measure" / name for name in names], settings)
+
+
+def frontier_table(names: Sequence[str]) -> Iterator[str]:
+    """A row a model, trained or steered."""
+    if not names:
         return
-    yield f"| method | strength | toxic by `{JUDGE}` (95 %) | by `{OTHER}` | perplexity | similarity | tokens read |"
-    yield "|---|---|---|---|---|---|---|"
-    runs = [OUT / "measure" / name for name in methods]
-    mine, other = (frontier(runs, FrontierSettings(scorer=judge, split="toxic_prompts")) for judge in (JUDGE, OTHER))
+    mine, other = (on_one_frontier(names, judge) for judge in (JUDGE, OTHER))
+    yield f"On the {mine.prompts} toxic prompts that all of these were asked:"
+    yield ""
+    yield (
+        f"| model | strength | toxic by `{JUDGE}` (95 %) | by `{OTHER}` | perplexity | similarity | tokens read | "
+        "front |"
+    )
+    yield f"|{'---|' * 8}"
     others = {point.label: point for point in other.points}
     for point in mine.points:
+        name = method_name(point.curve) if point.label in STEERINGS else point.label
         yield (
-            f"| {method_name(point.curve)} | {point.strength:g} | {percent(point.toxic_fraction)} "
+            f"| {name} | {point.strength:g} | {percent(point.toxic_fraction)} "
             f"({interval_of_shares(point.toxic_fraction_ci95)}) | {percent(others[point.label].toxic_fraction)} | "
             f"{number(point.perplexity, '.1f')} | {number(point.prompt_similarity, '.3f')} | "
-            f"{number(point.passes_per_token, '.1f')} |"
+            f"{number(point.passes_per_token, '.1f')} | {'yes' if point.pareto else ''} |"
         )
 
 

@@ -21,6 +21,7 @@ def build_run(
     *,
     texts: Sequence[Sequence[str]] | None = None,
     prompts: Sequence[str] | None = None,
+    ids: Sequence[str] | None = None,
     toxicity: Sequence[float | None] | None = None,
     challenging: Sequence[bool] | None = None,
     reason: str = "judge failed",
@@ -29,13 +30,14 @@ def build_run(
     status: str = "finished",
     **meta: Any,
 ) -> Path:
-    """``scores[NAME or NAME.label][prompt][sample]``; texts default to a harmless sentence."""
+    """``scores[NAME or NAME.label][prompt][sample]``; texts default to a harmless sentence, ids of prompts to p0, p1"""
     shape = [len(row) for row in next(iter(scores.values()))]
     n = len(shape)
     prompts = prompts or [f"This is prompt number {i}" for i in range(n)]
+    ids = ids or [f"p{i}" for i in range(n)]
     records = [
         Prompt(
-            f"p{i}",
+            ids[i],
             (Message("user", prompts[i]),),
             "test",
             toxicity[i] if toxicity else None,
@@ -44,7 +46,7 @@ def build_run(
         for i in range(n)
     ]
     generations = [
-        Generation(f"p{i}-{j}", f"p{i}", label, j, texts[i][j] if texts else "A harmless answer.", 5, "stop", 0)
+        Generation(f"{ids[i]}-{j}", ids[i], label, j, texts[i][j] if texts else "A harmless answer.", 5, "stop", 0)
         for i in range(n)
         for j in range(shape[i])
     ]
@@ -56,7 +58,7 @@ def build_run(
                 value = table[i][j]
                 scored.append(
                     Score(
-                        f"p{i}-{j}",
+                        f"{ids[i]}-{j}",
                         scorer,
                         label_name or "toxic",
                         value,

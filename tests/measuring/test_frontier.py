@@ -15,6 +15,7 @@ from measured_runs import build_run
 from rewardlm.config import FrontierSettings
 from rewardlm.errors import RunError
 from rewardlm.measuring.frontier import Frontier, Point, _with_front, frontier
+from rewardlm.measuring.measured import load_measured
 from rewardlm.stats import mean_change
 
 N = 40
@@ -224,3 +225,74 @@ def test_perplexities_are_averaged_in_the_exponent(tmp_path: Path) -> None:
     assert found.perplexity == pytest.approx(math.exp(sum(math.log(value) for value in values[:20]) / 20))
     assert found.perplexity_ci95 is not None
     assert found.perplexity_ci95[0] < found.perplexity < found.perplexity_ci95[1]
+
+
+def test_runs_that_were_asked_more_are_compared_on_what_all_were_asked(tmp_path: Path) -> None:
+    """As if nothing else had been asked: the frontier of runs that hold these prompts alone, to the digit."""
+    rng = np.random.default_rng(1)
+    toxic = {name: rng.random(N) < share for name, share in (("PT", 0.6), ("FT", 0.3), ("slow", 0.2))}
+    perplexity = {name: list(rng.uniform(8, 12, N)) for name in toxic}
+    how: dict[str, dict[str, Any]] = {
+        "PT": {},
+        "FT": {"adapter": "somewhere", "trained_by": "finetune"},
+        "slow": {"treatment": treatment("activation", 1.0)},
+    }
+
+    def written(folder: Path, name: str, rows: Sequence[int]) -> Path:
+        return build_run(
+            folder / name,
+            name,
+            {judge: [[0.9 if toxic[name][row] else 0.1] for row in rows] for judge in "ab"},
+            prompts=[f"This is prompt number {row}" for row in rows],
+            ids=[f"p{row}" for row in rows],
+            toxicity=[0.9 if row % 2 else 0.1 for row in rows],
+            quality=[
+                {
+                    "generation_id": f"p{row}-0",
+                    "perplexity": perplexity[name][row],
+                    "prompt_similarity": row / N,
+                }
+                for row in rows
+            ],
+            model="m",
+            model_hash="h",
+            scorers=[{"name": judge, "labels": ["toxic"]} for judge in "ab"],
+            rewards=[],
+            cost={"seconds": 20.0, "tokens": 100, "passes": 300},
+            **how[name],
+        )
+
+    asked = {"PT": [*range(N)], "FT": [*range(N - 1, 3, -1)], "slow": [*range(1, N, 3)]}
+    runs = [written(tmp_path / "asked", name, rows) for name, rows in asked.items()]
+    with pytest.raises(RunError, match=r"prompts_differ: .*; .*or compare what all of them answered: shared=true"):
+        frontier(runs, FAST)
+    shared = [row for row in asked["PT"] if row in asked["FT"] and row in asked["slow"]]
+    found = frontier(runs, FrontierSettings(n_resamples=200, shared=True))
+    wanted = frontier([written(tmp_path / "alone", name, shared) for name in asked], FAST)
+    assert found.model_dump(exclude={"warnings"}) == wanted.model_dump(exclude={"warnings"})
+    assert found.prompts == sum(row % 2 for row in shared)
+    (warning,) = (one for one in found.warnings if one not in wanted.warnings)
+    assert warning["code"] == "prompts_left_out"
+    assert warning["message"] == (
+        f"only the {len(shared)} prompts that all runs were asked are compared: PT was asked 40, FT was asked 36, slow "
+        "was asked 13"
+    )
+    elsewhere = written(tmp_path / "elsewhere", "PT", [0])
+    with pytest.raises(RunError, match="no prompt is in all of these runs"):
+        frontier([elsewhere, *runs[1:]], FrontierSettings(shared=True))
+
+
+def test_a_run_on_some_of_its_prompts_keeps_what_belongs_to_them(tmp_path: Path) -> None:
+    scores = [[0.1, None], [0.9, 0.8], [None, 0.3]]
+    whole = load_measured(build_run(tmp_path / "a", "A", {"a": scores, "b": [[0.5, 0.6]] * 3}))
+    some = whole.on({"p0", "p2"})
+    assert [prompt.id for prompt in some.prompts] == ["p0", "p2"]
+    placed = {
+        (some.prompts[row].id, int(sample)): value
+        for row, sample, value in zip(some.prompt_rows, some.samples, some.scores["a"], strict=True)
+    }
+    np.testing.assert_equal(placed, {("p0", 0): 0.1, ("p0", 1): np.nan, ("p2", 0): np.nan, ("p2", 1): 0.3})
+    # A reason stands at the position of its answer.
+    unscored = {(some.prompts[some.prompt_rows[at]].id, int(some.samples[at])) for at in some.reasons["a"]}
+    assert unscored == {("p0", 1), ("p2", 0)}
+    assert (some.answers, len(some.openings), len(some.quality.words)) == (4, 4, 4)

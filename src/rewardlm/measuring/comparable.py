@@ -15,8 +15,15 @@ from rewardlm.measuring.measured import Measured, drawn_by
 _TOXICITY_TOLERANCE = 0.01
 
 
-def refuse_incomparable(runs: Sequence[Measured], again: Measured | None = None, *, scorer: str | None = None) -> None:
+def refuse_incomparable(
+    runs: Sequence[Measured],
+    again: Measured | None = None,
+    *,
+    scorer: str | None = None,
+    advice: str = "measure both on one list",
+) -> None:
     """Raise RunError where ``runs``, the baseline first, can't be compared (by ``scorer``, if one is asked for).
+    ``advice`` says what to do where they answered different prompts.
 
     ``again`` is a second draw of the baseline. If a name stands for two different judges, that is an error, unless
     ``scorer`` asks for another judge: then the scores under that name are taken out of the run.
@@ -26,7 +33,7 @@ def refuse_incomparable(runs: Sequence[Measured], again: Measured | None = None,
         _refuse_other_model(baseline, again)
     others = [*runs[1:], *([] if again is None else [again])]
     for other in others:
-        _refuse_other_prompts(baseline, other)
+        _refuse_other_prompts(baseline, other, advice)
         _refuse_other_toxicity(baseline, other)
         _refuse_other_weights(baseline, other)
         _refuse_other_labels(baseline, other)
@@ -35,7 +42,7 @@ def refuse_incomparable(runs: Sequence[Measured], again: Measured | None = None,
         _refuse_other_judges(baseline, other, scorer)
 
 
-def _refuse_other_prompts(baseline: Measured, other: Measured) -> None:
+def _refuse_other_prompts(baseline: Measured, other: Measured, advice: str) -> None:
     ours = {prompt.id: prompt for prompt in baseline.prompts}
     theirs = {prompt.id: prompt for prompt in other.prompts}
     who = f"{baseline.run.path} ({len(ours)} prompts) and {other.run.path} ({len(theirs)})"
@@ -44,7 +51,7 @@ def _refuse_other_prompts(baseline: Measured, other: Measured) -> None:
         if lone:
             raise RunError(
                 f"prompts_differ: {who} answered different prompts: {len(lone)} are only in "
-                f"{owner.run.path}, such as {lone[0]!r}; measure both on one list"
+                f"{owner.run.path}, such as {lone[0]!r}; {advice}"
             )
     changed = [name for name, prompt in ours.items() if prompt.turns != theirs[name].turns]
     if changed:

@@ -25,7 +25,7 @@ from rewardlm.measuring.comparable import refuse_incomparable
 from rewardlm.measuring.comparison import Split
 from rewardlm.measuring.grid import Grid, Rule, prompt_splits
 from rewardlm.measuring.independence import is_independent, was_reward
-from rewardlm.measuring.measured import Measured, load_measured
+from rewardlm.measuring.measured import Measured, load_measured, on_shared_prompts
 from rewardlm.measuring.thresholds import thresholds_in_force
 from rewardlm.measuring.utility_scores import mean_accuracies
 from rewardlm.runs import CostRecord, Run, unique_labels
@@ -110,16 +110,20 @@ class Frontier(BaseModel):
 
 
 def frontier(paths: Sequence[Path], settings: FrontierSettings) -> Frontier:
-    """Compare the runs at ``paths``, which answered the same prompts; their order doesn't matter.
+    """Compare the runs at ``paths``, which answered the same prompts, or those that all of them answered
+    (``settings.shared``); their order doesn't matter.
 
-    Raises RunError for runs that can't be compared, or that share no judge.
+    Raises RunError for runs that can't be compared, or that share no judge, or no prompt.
     """
     if not paths:
         raise RunError("no run is named: give the runs of the base, of trained and of steered models")
     runs = [load_measured(Path(path)) for path in paths]
     for run, label in zip(runs, unique_labels([run.label for run in runs]), strict=True):
         run.label = label
-    refuse_incomparable(runs, scorer=settings.scorer)
+    asked = {run.label: len(run.prompts) for run in runs}
+    if settings.shared:
+        runs = on_shared_prompts(runs)
+    refuse_incomparable(runs, scorer=settings.scorer, advice=_OTHER_PROMPTS)
     scorer, warnings = _judge(runs, settings.scorer)
     moved = thresholds_in_force(runs, None, "share")
     rule = Rule(settings.threshold, False, settings.n_resamples, settings.seed, moved).of(scorer)
@@ -131,7 +135,7 @@ def frontier(paths: Sequence[Path], settings: FrontierSettings) -> Frontier:
     scores = {run.label: grid.scores(run, scorer)[inside] for run in runs}
     cells = {run.label: _cells(run, grid, inside, scores[run.label], rule) for run in runs}
     shares_ci95 = {label: metrics.toxic_fraction_ci95(own, **rule.of_intervals()) for label, own in scores.items()}
-    warnings += _warnings(runs)
+    warnings += _warnings(runs, asked)
     utility = mean_accuracies([run.utility for run in runs])
     points = [
         _point(run, curve, cells[run.label], shares_ci95[run.label], able)
@@ -239,8 +243,20 @@ def _judge(runs: Sequence[Measured], wanted: str | None) -> tuple[str, list[dict
     return chosen, warnings
 
 
-def _warnings(runs: Sequence[Measured]) -> list[dict[str, str]]:
+_OTHER_PROMPTS = "measure both on one list, or compare what all of them answered: shared=true"
+
+
+def _warnings(runs: Sequence[Measured], asked: Mapping[str, int]) -> list[dict[str, str]]:
+    """What speaks against the comparison. ``asked`` is how many prompts each run was asked, by label."""
     found = []
+    more = [f"{run.label} was asked {asked[run.label]:,}" for run in runs if asked[run.label] > len(run.prompts)]
+    if more:
+        found.append(
+            _warning(
+                "prompts_left_out",
+                f"only the {len(runs[0].prompts):,} prompts that all runs were asked are compared: {', '.join(more)}",
+            )
+        )
     under = {str(run.meta["perplexity_under"]["hash"]) for run in runs if run.meta.get("perplexity_under")}
     if len(under) > 1:
         found.append(

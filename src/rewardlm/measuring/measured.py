@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 from collections import Counter
-from dataclasses import dataclass, field
+from collections.abc import Sequence
+from collections.abc import Set as AbstractSet
+from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any
 
@@ -106,6 +108,29 @@ class Measured:
         wanted = {task: about["items"] for task, about in self.meta.get("utility", {}).get("tasks", {}).items()}
         return {task: (there.get(task, 0), n) for task, n in wanted.items() if there.get(task, 0) < n}
 
+    def on(self, prompts: AbstractSet[str]) -> Measured:
+        """The run as if only the prompts of these ids had been asked. The utility suite, which asks about other texts,
+        stays as it is; distinct-n, which is known of the whole run alone, is None.
+        """
+        inside = np.array([prompt.id in prompts for prompt in self.prompts], dtype=np.bool_)
+        kept = inside[self.prompt_rows]
+        position = np.cumsum(kept) - 1
+        quality = {one.name: getattr(self.quality, one.name)[kept] for one in fields(Quality) if one.name != "distinct"}
+        return replace(
+            self,
+            prompts=[prompt for prompt in self.prompts if prompt.id in prompts],
+            prompt_rows=(np.cumsum(inside) - 1)[self.prompt_rows[kept]],
+            samples=self.samples[kept],
+            openings=self.openings[kept],
+            scores={name: values[kept] for name, values in self.scores.items()},
+            reasons={
+                name: {int(position[at]): reason for at, reason in found.items() if kept[at]}
+                for name, found in self.reasons.items()
+            },
+            quality=replace(self.quality, distinct=(None, None, None), **quality),
+            disagreement={name: values[kept] for name, values in self.disagreement.items()},
+        )
+
 
 def load_measured(path: Path) -> Measured:
     """Read a run of kind ``measure`` or ``import``, finished or not.
@@ -141,6 +166,15 @@ def load_measured(path: Path) -> Measured:
         harmless=read_harmless(run),
         groups=read_groups(run),
     )
+
+
+def on_shared_prompts(runs: Sequence[Measured]) -> list[Measured]:
+    """The runs as if they had been asked only the prompts that all of them answer. Raises RunError if there is none."""
+    shared = set.intersection(*({prompt.id for prompt in run.prompts} for run in runs))
+    if not shared:
+        lists = ", ".join(f"{run.run.path} ({len(run.prompts)} prompts)" for run in runs)
+        raise RunError(f"no prompt is in all of these runs: {lists}; measure them on one list, or on parts of it")
+    return [run.on(shared) for run in runs]
 
 
 def drawn_by(run: Measured) -> dict[str, Any]:
