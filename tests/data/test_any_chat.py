@@ -72,6 +72,20 @@ def test_a_pair_is_the_prompt_and_then_the_answer(chat: ChatFormat, turns: list[
 
 @given(turns=conversations(), answer=TEXTS)
 @STEADY
+def test_a_pair_that_was_cut_off_is_the_same_without_its_end(
+    chat: ChatFormat, turns: list[Message], answer: str
+) -> None:
+    whole = chat.encode_pair(turns, Message("assistant", answer))
+    cut = chat.encode_pair(turns, Message("assistant", answer), ended=False)
+    assert cut.input_ids == whole.input_ids[: len(cut.input_ids)]
+    assert cut.completion_mask == whole.completion_mask[: len(cut.input_ids)]
+    end = chat.end_of_turn()
+    assert whole.input_ids[-1] == (chat.tokenizer.eos_token_id if end is None else end)
+    assert len(cut.input_ids) == len(whole.input_ids) - 1
+
+
+@given(turns=conversations(), answer=TEXTS)
+@STEADY
 def test_no_text_becomes_a_control_token(chat: ChatFormat, turns: list[Message], answer: str) -> None:
     """The control tokens are those of the same conversation about nothing."""
     assert controls(chat, chat.encode_prompt(turns)) == controls(chat, chat.encode_prompt(harmless(turns)))

@@ -48,6 +48,38 @@ def test_whole_conversations_are_cut_where_trl_cuts_them(tmp_path):
     assert (found.chosen, found.rejected) == (theirs["chosen"][0]["content"], theirs["rejected"][0]["content"])
 
 
+def test_an_answer_may_be_said_to_have_been_cut_off(tmp_path):
+    pair = {"prompt": "Who?", "chosen": "People.", "rejected": "Nobody and"}
+    rows = [pair, {**pair, "chosen_finish": "stop", "rejected_finish": "length"}, {**pair, "chosen_finish": "length"}]
+    found = load_preferences(written(tmp_path, *rows), method="dpo")
+    assert [(one.chosen_ended, one.rejected_ended) for one in found] == [(True, True), (True, False), (False, True)]
+    single = {"prompt": "Who?", "completion": "Nobody and", "completion_finish": "length"}
+    [one] = load_preferences(written(tmp_path, {**single, "label": False}), method="kto")
+    assert (one.rejected, one.rejected_ended) == ("Nobody and", False)
+    [one] = load_preferences(written(tmp_path, single), method="raft")
+    assert (one.chosen, one.chosen_ended) == ("Nobody and", False)
+    [one] = load_preferences(written(tmp_path, {**pair, "rejected": None, "chosen_finish": "length"}), method="raft")
+    assert not one.chosen_ended
+    expected = r"line 1: rejected_finish is 'eos'; expected stop .* or length"
+    with pytest.raises(DataError, match=expected):
+        load_preferences(written(tmp_path, {**pair, "rejected_finish": "eos"}), method="dpo")
+
+
+def test_an_answer_of_no_words_may_be_rejected_but_not_chosen(tmp_path):
+    """``prefer`` itself leaves such pairs. A text of no words, as in a .csv, is no answer at all."""
+    said_nothing = [{"role": "assistant", "content": ""}]
+    for row in (
+        {"prompt": [USER], "chosen": [GOOD], "rejected": said_nothing},
+        {"chosen": [USER, GOOD], "rejected": [USER, *said_nothing]},
+    ):
+        [found] = load_preferences(written(tmp_path, row), method="dpo")
+        assert (found.history, found.chosen, found.rejected) == (ASKED, "People.", "")
+    with pytest.raises(DataError, match="chosen is not one answer"):
+        load_preferences(written(tmp_path, {"prompt": [USER], "chosen": said_nothing, "rejected": [BAD]}), method="dpo")
+    with pytest.raises(DataError, match="there is no rejected answer"):
+        load_preferences(written(tmp_path, {"prompt": "Hi?", "chosen": "Yes.", "rejected": ""}), method="dpo")
+
+
 def test_single_answers_for_kto(tmp_path):
     rows = [{"prompt": "Hi?", "completion": text, "label": label} for text, label in (("Yes.", True), ("No.", False))]
     good, bad = load_preferences(written(tmp_path, *rows), method="kto")

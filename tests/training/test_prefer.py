@@ -16,6 +16,7 @@ from transformers import AutoTokenizer
 
 from rewardlm.config import LoraSettings, ModelSettings, PreferSettings
 from rewardlm.data.dialogues import load_dialogues, pairs
+from rewardlm.data.preferences import load_preferences
 from rewardlm.errors import ConfigError, DataError, RunError, ScorerError, TrainingError
 from rewardlm.models.load import Policy, load_policy
 from rewardlm.models.logprobs import score_rows
@@ -23,6 +24,7 @@ from rewardlm.models.lora import add_lora, load_adapter
 from rewardlm.runs import Run, trained_by
 from rewardlm.training import drawn, prefer_source
 from rewardlm.training.prefer import prefer
+from rewardlm.training.prefer_rows import given_examples
 from rewardlm.types import Message
 
 pytestmark = pytest.mark.slow
@@ -409,6 +411,23 @@ def test_a_stored_preference_is_a_file_of_preferences(letters):
     elsewhere.write_text("\n".join(lines[::-1]))
     with pytest.raises(RunError, match="began with other preferences"):
         prefer(settings(preferences=elsewhere, steps=4), letters / "third")
+
+
+@pytest.mark.parametrize("method", ["dpo", "raft"])
+def test_a_stored_answer_that_was_cut_off_is_not_learnt_as_one_that_ends(letters, method):
+    chosen = settings(method=method, pairs={"margin": 0.05, "ended": False, "length_ratio": None})
+    run = prefer(chosen, letters / "run")
+    finishes = {(one["prompt_id"], one["sample"]): one["finish"] for one in run.read("answers")}
+    policy = load_policy(chosen)
+    found = given_examples(policy, load_preferences(run.path / "preferences.jsonl", method=method), 64)
+    assert found.dropped == 0
+    seen = set()
+    for line, example in zip(run.read("preferences"), found.examples, strict=True):
+        for sample, side in zip(line["samples"], (example.chosen, example.rejected), strict=True):
+            if side is not None:
+                seen.add(finishes[line["prompt_id"], sample])
+                assert (side[-1] == policy.tokenizer.eos_token_id) is (finishes[line["prompt_id"], sample] == "stop")
+    assert seen == {"stop", "length"}
 
 
 def test_the_best_answers_of_a_run_can_be_learnt_again(letters, monkeypatch):

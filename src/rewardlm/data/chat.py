@@ -85,8 +85,10 @@ class ChatFormat:
         """Token ids of a conversation that ends with the user's turn, up to where the answer begins."""
         return self._encode(*self._render([*turns], generation_prompt=True))
 
-    def encode_pair(self, history: Sequence[Message], answer: Message) -> Encoded:
-        """A training sample: the prompt's ids as ``encode_prompt`` gives them, then the answer with its end."""
+    def encode_pair(self, history: Sequence[Message], answer: Message, *, ended: bool = True) -> Encoded:
+        """A training sample: the prompt's ids as ``encode_prompt`` gives them, then the answer, with its end if it
+        ``ended``.
+        """
         prompt_text, texts = self._render([*history], generation_prompt=True)
         whole_text, whole_texts = self._render([*history, answer], generation_prompt=False)
         # A template may write something else in front of a given answer than in front of a requested one (an empty
@@ -98,7 +100,8 @@ class ChatFormat:
         between = whole_text[len(prompt_text) : start] if whole_text.startswith(prompt_text) else ""
         tail = (between if between.isspace() else "") + whole_text[start:]
         prompt = self._encode(prompt_text, texts)
-        completion = self._encode(self._up_to_end_of_turn(tail), whole_texts)
+        cut = self._up_to_end_of_turn(tail) if ended else tail[: tail.index(_CLOSE) + len(_CLOSE)]
+        completion = self._encode(cut, whole_texts)
         return Encoded(prompt + completion, [0] * len(prompt) + [1] * len(completion))
 
     def end_of_turn(self) -> int | None:

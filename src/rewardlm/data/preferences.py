@@ -3,6 +3,9 @@
 A row is ``prompt``, ``chosen``, ``rejected``; each is a text, or a list of messages. Where ``chosen`` and ``rejected``
 are whole conversations, ``prompt`` may be left out: it is what both begin with. For KTO a row may instead be
 ``prompt``, ``completion``, ``label``, and for RAFT, which learns good answers alone, ``prompt``, ``completion``.
+
+TRL takes every answer for a whole one. Here ``chosen_finish``, ``rejected_finish`` or ``completion_finish`` may be
+``length``: that answer was cut off, and is not learnt as one that ends there.
 """
 
 from __future__ import annotations
@@ -33,11 +36,14 @@ _LABELS = {"true": True, "1": True, "false": False, "0": False}
 
 @dataclass(frozen=True, slots=True)
 class GivenPreference:
-    """What was preferred after ``history``, whose last turn is the user's; a row of one answer has only the other."""
+    """What was preferred after ``history``, whose last turn is the user's; a row of one answer has only the other.
+    One that hasn't ``ended`` was cut off."""
 
     history: tuple[Message, ...]
     chosen: str | None
     rejected: str | None
+    chosen_ended: bool = True
+    rejected_ended: bool = True
 
 
 def load_preferences(path: Path, *, method: Method) -> list[GivenPreference]:
@@ -62,7 +68,7 @@ def _preference(row: Row, method: Method) -> GivenPreference:
         history, chosen, rejected = _sides(row)
         if chosen.strip() == rejected.strip():
             raise DataError(f"{row.where}: chosen and rejected are the same; expected a better and a worse answer")
-        return GivenPreference(history, chosen, rejected)
+        return GivenPreference(history, chosen, rejected, _ended(row, "chosen"), _ended(row, "rejected"))
     if "chosen" in names:
         if method != "raft":
             raise DataError(
@@ -83,6 +89,7 @@ def _preference(row: Row, method: Method) -> GivenPreference:
             _history(row, _turns(row, "prompt", "user")),
             completion if wanted else None,
             None if wanted else completion,
+            *([_ended(row, "completion")] * 2),
         )
     raise DataError(f"{row.where}: columns are {columns(row.values)}; expected {_EXPECTED[method]}")
 
@@ -90,9 +97,10 @@ def _preference(row: Row, method: Method) -> GivenPreference:
 def _best(row: Row) -> GivenPreference:
     """A chosen answer without a rejected one."""
     turns = _turns(row, "chosen", "assistant")
+    ended = _ended(row, "chosen")
     if row.values.get("prompt") not in (None, ""):
-        return GivenPreference(_history(row, _turns(row, "prompt", "user")), _answer(row, "chosen", turns), None)
-    return GivenPreference(_history(row, turns[:-1]), _answer(row, "chosen", turns[-1:]), None)
+        return GivenPreference(_history(row, _turns(row, "prompt", "user")), _answer(row, "chosen", turns), None, ended)
+    return GivenPreference(_history(row, turns[:-1]), _answer(row, "chosen", turns[-1:]), None, ended)
 
 
 def _sides(row: Row) -> tuple[tuple[Message, ...], str, str]:
@@ -153,9 +161,22 @@ def _history(row: Row, turns: tuple[Message, ...]) -> tuple[Message, ...]:
 
 
 def _answer(row: Row, name: str, turns: tuple[Message, ...]) -> str:
-    if len(turns) != 1 or turns[0].role != "assistant" or not turns[0].text.strip():
+    """The text of the only turn. A rejected message may have no words: the model said nothing."""
+    may_be_empty = name == "rejected" and bool(str(row.values[name]).strip())
+    if len(turns) != 1 or turns[0].role != "assistant" or not (may_be_empty or turns[0].text.strip()):
         raise DataError(f"{row.where}: {name} is not one answer; expected a text, or one message of the assistant's")
     return turns[0].text
+
+
+def _ended(row: Row, name: str) -> bool:
+    """Whether the answer in that column ended by itself, as all do of which nothing is said."""
+    value = row.values.get(f"{name}_finish")
+    if value not in (None, "", "stop", "length"):
+        raise DataError(
+            f"{row.where}: {name}_finish is {shown(value)}; expected stop (the answer ended by itself) or length (it "
+            "was cut off)"
+        )
+    return value != "length"
 
 
 def _label(row: Row) -> bool:

@@ -73,8 +73,8 @@ def given_examples(policy: Policy, given: Sequence[GivenPreference], limit: int)
     for one in given:
         for history in shorter_histories(one.history):
             encoded = [
-                None if text is None else policy.chat.encode_pair(history, Message("assistant", text))
-                for text in (one.chosen, one.rejected)
+                None if text is None else policy.chat.encode_pair(history, Message("assistant", text), ended=ended)
+                for text, ended in ((one.chosen, one.chosen_ended), (one.rejected, one.rejected_ended))
             ]
             longest = max(len(answer.input_ids) for answer in encoded if answer is not None)
             if longest <= limit:
@@ -85,7 +85,7 @@ def given_examples(policy: Policy, given: Sequence[GivenPreference], limit: int)
             if answer is None:
                 sides.append(None)
                 continue
-            begins = answer.completion_mask.index(1)
+            begins = answer.completion_mask.count(0)
             prompt = tuple(answer.input_ids[:begins])
             sides.append(tuple(answer.input_ids[begins:limit]))
         if all(side is None or side for side in sides) and sides[0] != sides[1]:

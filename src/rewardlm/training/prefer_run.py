@@ -274,11 +274,14 @@ def written_preference(preference: Preference, prompts: Sequence[Prompt], round_
     def side(answer: DrawnAnswer) -> list[Mapping[str, str]]:
         return [{"role": "assistant", "content": answer.text}]
 
-    chosen = side(preference.chosen)
+    named = (
+        {"completion": preference.chosen} if rejected is None else {"chosen": preference.chosen, "rejected": rejected}
+    )
     return {
         "round": round_number + 1,
         "prompt": [{"role": turn.role, "content": turn.text} for turn in prompt.turns],
-        **({"completion": chosen} if rejected is None else {"chosen": chosen, "rejected": side(rejected)}),
+        **{name: side(answer) for name, answer in named.items()},
+        **{f"{name}_finish": answer.finish for name, answer in named.items()},
         "prompt_id": prompt.id,
         "samples": [preference.chosen.sample, None if rejected is None else rejected.sample],
         "rewards": [preference.chosen.reward, None if rejected is None else rejected.reward],
