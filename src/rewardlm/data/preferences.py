@@ -84,12 +84,13 @@ def _preference(row: Row, method: Method) -> GivenPreference:
                 f"{row.where}: {what} are single answers, which --method {learns} learns; expected {_EXPECTED[method]}"
             )
         completion = _answer(row, "completion", _turns(row, "completion", "assistant"))
-        wanted = not labelled or _label(row)
+        wanted, ended = not labelled or _label(row), _ended(row, "completion")
         return GivenPreference(
             _history(row, _turns(row, "prompt", "user")),
             completion if wanted else None,
             None if wanted else completion,
-            *([_ended(row, "completion")] * 2),
+            chosen_ended=ended,
+            rejected_ended=ended,
         )
     raise DataError(f"{row.where}: columns are {columns(row.values)}; expected {_EXPECTED[method]}")
 
