@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 
+import numpy as np
 import pytest
 import torch
 
@@ -201,6 +202,46 @@ def test_a_gain_that_the_reward_alone_sees(toxicity, witness, hacked):
     if hacked:
         assert "by lexical, which is no part of the reward, it did not (0.300 to 0.310)" in found["reward_hacking"]
         assert f"over {WINDOW} steps" in found["reward_hacking"]
+
+
+def share_of_runs_warned(fall: float, seen: float, runs: int = 200) -> float:
+    """Of simulated runs of rlaf's default size in which the reward's judge sees toxicity fall by ``fall`` log-odds and
+    a witness by ``seen``, those that are ever told of a hacked reward. Prompts and answers differ, and each judge errs
+    on its own: made-up spreads."""
+    rng = np.random.default_rng(11)
+    defaults = RlafSettings(model="smollm2-135m")
+    texts = [f"{CALM[row % len(CALM)]} {row}" for row in range(defaults.batch_size)]
+    asked = [f"Prompt number {row}" for row in range(defaults.batch_size)]
+
+    def drawn(done: float) -> Rollouts:
+        both = rng.normal(0, 1, len(texts)) + rng.normal(0, 1.5, len(texts))
+        scores = [
+            1 / (1 + np.exp(-(-1.5 - whole * done + both + rng.normal(0, 1, len(texts))))) for whole in (fall, seen)
+        ]
+        return rollouts(texts, toxicity=scores[0].tolist(), witness=scores[1].tolist())
+
+    def warned() -> bool:
+        before: list[dict] = []
+        for step in range(defaults.steps):
+            found = drawn(step / (defaults.steps - 1))
+            if "reward_hacking" in doubts_about(found, 0.3, asked, before):
+                return True
+            before.append(found.toxicity_by_name())
+        return False
+
+    return sum(warned() for _ in range(runs)) / runs
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("fall", [0.0, 1.0])
+def test_a_witness_that_agrees_with_the_reward_stops_few_runs(fall: float) -> None:
+    """A level of 5 % for all looks of a run together, and what 200 simulations may add to it by chance."""
+    assert share_of_runs_warned(fall, fall) <= 0.05 + 2 * (0.05 * 0.95 / 200) ** 0.5
+
+
+@pytest.mark.slow
+def test_most_runs_whose_gain_a_witness_does_not_see_are_told() -> None:
+    assert share_of_runs_warned(2.0, 0.0) > 0.8
 
 
 def with_ends(cut: list[bool], **more) -> Rollouts:
