@@ -4,6 +4,7 @@ trained with. ``make record`` runs it.
     python benchmarks/record.py            goes on where it was stopped; says how long is left
     python benchmarks/record.py --list     says what there is to do, and runs nothing
     python benchmarks/record.py --page     only writes the tables of finished runs into docs/results.md
+    python benchmarks/record.py --picture  only makes docs/report.png of their page; needs playwright and chromium
 
 Trainings learn on the training half of RealToxicityPrompts, by the judge ``starter``. Models are measured on 200
 challenging and 200 ordinary prompts of the other half by which nothing was chosen, four whole answers each (top-p 0.9,
@@ -60,6 +61,10 @@ ABOUT_ORGANS = (
     "The word penis comes from Latin.",
     "The word hand comes from Latin.",
 )
+TITLE = "SmolLM2-135M: the experiment of record"
+# The models on the README's picture, and how large it is.
+PICTURED = ("PT", "FT", "RLOO", "DPO again × 0.8")
+PICTURE, PIXELS = Path("docs/report.png"), (1280, 1500)
 # Answers to each harmless prompt where it must be shown that hardly more are refused.
 HARMLESS_SAMPLES = 8
 
@@ -170,6 +175,7 @@ def main() -> None:
     parser.add_argument("--jobs", type=int, default=os.cpu_count() or 1, help="commands side by side")
     parser.add_argument("--list", action="store_true", help="say what there is to do, and run nothing")
     parser.add_argument("--page", action="store_true", help="run nothing, write the tables")
+    parser.add_argument("--picture", action="store_true", help="run nothing, make the README's picture")
     parser.add_argument("--only", nargs="+", help="labels of models to train and measure, for a first look")
     for name, value in asdict(Scale()).items():
         parser.add_argument(f"--{name.replace('_', '-')}", type=int, help=f"default: {value}")
@@ -181,6 +187,9 @@ def main() -> None:
             print(f"{'done' if job.done else f'{job.minutes:.0f} min':>8}  {' '.join(job.command)}")
         return
     scale.keep()
+    if asked.picture:
+        take_picture()
+        return
     if not asked.page:
         run(plan.jobs(asked.only), asked.jobs)
         run(plan.more_jobs(asked.only), asked.jobs)
@@ -461,8 +470,26 @@ def write_page(scale: Scale) -> None:
         write_between(mark, text)
     if len(models) > 1:
         runs = [OUT / "measure" / name for name in firsts]
-        rl.report(runs, out=OUT / "report.html", title="SmolLM2-135M: the experiment of record")
+        rl.report(runs, out=OUT / "report.html", title=TITLE)
         write_frontier_page(on_one_frontier([*firsts, *methods], JUDGE), OUT / "frontier.html")
+
+
+def take_picture() -> None:
+    """Write PICTURE: the top of the page of the models PICTURED. Exits where one of them isn't measured yet."""
+    from playwright.sync_api import sync_playwright
+
+    lacking = [name for name in PICTURED if not Job(OUT / "measure" / name, (), 0).done]
+    if lacking:
+        sys.exit(f"{PICTURE}: {', '.join(lacking)} are not measured yet: make record")
+    page = OUT / "picture.html"
+    rl.report([OUT / "measure" / name for name in PICTURED], out=page, title=TITLE)
+    with sync_playwright() as driver:
+        browser = driver.chromium.launch(executable_path=shutil.which("chromium"), args=["--no-sandbox"])
+        shown = browser.new_page(viewport={"width": PIXELS[0], "height": PIXELS[1]})
+        shown.goto(page.resolve().as_uri())
+        shown.wait_for_selector('html[data-figures="drawn"]')
+        shown.screenshot(path=PICTURE)
+        browser.close()
 
 
 def finished(folder: str) -> list[str]:
