@@ -27,12 +27,16 @@ class Message:
 
 @dataclass(frozen=True, slots=True)
 class Dialogue:
-    """A whole conversation to learn from; turns alternate user, assistant, user, …"""
+    """A whole conversation to learn from; turns alternate user, assistant, user, …
+
+    ``ended`` says whether its last answer is whole: one that was cut off must not be learnt as one that ends there.
+    """
 
     id: str
     turns: tuple[Message, ...]
     source: str
     target: str | None = None
+    ended: bool = True
 
 
 @dataclass(frozen=True, slots=True)

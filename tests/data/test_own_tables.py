@@ -12,7 +12,7 @@ import pyarrow
 import pyarrow.parquet
 import pytest
 
-from rewardlm.data.dialogues import load_dialogues
+from rewardlm.data.dialogues import load_dialogues, pairs
 from rewardlm.data.prompts import load_prompts
 from rewardlm.errors import ConfigError, DataError
 from rewardlm.types import Message
@@ -234,6 +234,23 @@ def test_a_table_of_exchanges(tmp_path: Path) -> None:
     for answer in ("answer", "Response", "completion", "counter_narrative"):
         usual = table(tmp_path / "y.csv", [["prompt", answer], *rows[1:]])
         assert load_dialogues(usual).dialogues[0].turns == found[0].turns
+
+
+def test_an_answer_that_was_cut_off_is_known_as_one(tmp_path: Path) -> None:
+    """Whatever its column is called; and of a conversation, the last answer alone."""
+    rows = [["query", "reply", "reply_finish"], ["a", "b", "length"], ["c", "d", "stop"], ["e", "f", ""]]
+    source = table(tmp_path / "x.csv", rows)
+    found = load_dialogues(source, text_column="query", answer_column="reply").dialogues
+    assert [dialogue.ended for dialogue in found] == [False, True, True]
+    asked, answer = [*ANSWERED, {"role": "user", "content": "Again?"}], [{"role": "assistant", "content": "Of cou"}]
+    row = {"prompt": asked, "completion": answer, "completion_finish": "length"}
+    (tmp_path / "x.jsonl").write_text(json.dumps(row) + "\n")
+    last = pairs(load_dialogues(str(tmp_path / "x.jsonl")).dialogues).pairs
+    assert [pair.ended for pair in last] == [True] * (len(last) - 1) + [False]
+    assert len(last) > 1
+    bad = table(tmp_path / "y.csv", [["prompt", "answer", "answer_finish"], ["a", "b", "eos"]])
+    with pytest.raises(DataError, match=r"line 2: answer_finish is 'eos'; expected stop .* or length"):
+        load_dialogues(bad)
 
 
 @pytest.mark.parametrize("source", ["starter", "rtp:packaged", "starter-plain", "dialoconan:train"])

@@ -6,6 +6,7 @@ import functools
 import json
 import math
 import shutil
+from dataclasses import replace
 from pathlib import Path
 
 import hypothesis
@@ -311,6 +312,16 @@ def test_too_long_a_dialogue_loses_its_oldest_exchanges_and_never_its_system_tur
     prompt = wanted.input_ids[: wanted.completion_mask.index(1)]
     if len(prompt) <= room:
         assert truncate_history(chat, pair.history, room)[0] == prompt
+
+
+def test_an_answer_that_was_cut_off_is_not_learnt_as_one_that_ends():
+    chat = chat_of_tiny()
+    whole = Pair("a:1", "a", (Message("user", "Who?"),), Message("assistant", "All of"))
+    [ends], [goes_on] = (sft._encode(chat, [pair], 200)[0] for pair in (whole, replace(whole, ended=False)))
+    kept = len(goes_on["input_ids"])
+    assert goes_on["input_ids"] == ends["input_ids"][:kept]
+    assert goes_on["completion_mask"][-1] == 1
+    assert ends["input_ids"][kept] == chat.tokenizer.eos_token_id
 
 
 # Reinforcement learning after fine-tuning ---------------------------------------------------------------------------

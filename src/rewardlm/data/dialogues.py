@@ -18,7 +18,19 @@ from pathlib import Path
 from typing import Any, Literal, get_args
 
 from rewardlm.data import conan
-from rewardlm.data.files import HUB_ID, TABLES, Ids, Row, column, columns, headless, hub_rows, read_jsonl, read_table
+from rewardlm.data.files import (
+    HUB_ID,
+    TABLES,
+    Ids,
+    Row,
+    answer_ended,
+    column,
+    columns,
+    headless,
+    hub_rows,
+    read_jsonl,
+    read_table,
+)
 from rewardlm.errors import ConfigError, DataError
 from rewardlm.typed import shown
 from rewardlm.types import Dialogue, DialogueSet, Message
@@ -44,7 +56,8 @@ _SPEAKERS = {"human": "user", "user": "user", "gpt": "assistant", "assistant": "
 
 @dataclass(frozen=True, slots=True)
 class Pair:
-    """One training sample: ``history`` ends with the user's turn that ``answer`` answers.
+    """One training sample: ``history`` ends with the user's turn that ``answer`` answers; ``ended`` is False where that
+    answer was cut off.
 
     ``id`` is the dialogue's id, a colon and the pair's number in it, from 1.
     """
@@ -53,6 +66,7 @@ class Pair:
     dialogue_id: str
     history: tuple[Message, ...]
     answer: Message
+    ended: bool = True
 
 
 @dataclass(frozen=True, slots=True)
@@ -92,7 +106,8 @@ def load_dialogues(
     ``$REWARDLM_CACHE`` (or ``~/.cache/rewardlm``) and checks its SHA-256; a path leads to DIALOCONAN.csv or .json,
     Multitarget-CONAN.csv or CONAN.csv (its English rows), told apart by their header, or to a table (.jsonl, .csv,
     .tsv, .parquet, a .json list) whose column ``messages`` holds all turns, or whose columns hold a user's text and its
-    answer; ``owner/name`` is such a table on the hub. ``text_column`` and ``answer_column`` name these columns if
+    answer (a column such as ``answer_finish`` beside it holds ``length`` where that was cut off);
+    ``owner/name`` is such a table on the hub. ``text_column`` and ``answer_column`` name these columns if
     they have other names. Each source may be followed by ``:train`` or ``:validation``, the parts of
     ``split_by_component`` with its defaults.
 
@@ -170,7 +185,8 @@ def pairs(dialogues: Iterable[Dialogue]) -> PairSet:
                 notes["blank antecedent left out"] += 1
             notes["repeated pair kept"] += (history, answer) in seen
             seen.add((history, answer))
-            kept.append(Pair(f"{dialogue.id}:{number}", dialogue.id, history, answer))
+            ended = dialogue.ended or at + 2 < len(turns)
+            kept.append(Pair(f"{dialogue.id}:{number}", dialogue.id, history, answer, ended))
     return PairSet(kept, dict(dropped), dict(+notes), total, n_dialogues)
 
 
@@ -332,7 +348,9 @@ def _from_rows(
         blank = sum(not turn.text.strip() for turn in turns)
         if blank:
             notes["blank turn"] += blank
-        dialogues.append(Dialogue(row.id, turns, source, target or None))
+        answer_key = answer_column or column(row.values, _ANSWERS)
+        ended = answer_key is None or answer_ended(row, answer_key)
+        dialogues.append(Dialogue(row.id, turns, source, target or None, ended))
     return DialogueSet(dialogues, dict(notes), source, len(dialogues))
 
 

@@ -195,6 +195,20 @@ def column(names: Iterable[str], wanted: Sequence[str]) -> str | None:
     return exact or next((folded[name] for name in wanted if name in folded), None)
 
 
+def answer_ended(row: Row, name: str) -> bool:
+    """Whether the answer in the column ``name`` ended by itself, as all do of which nothing is said.
+
+    Raises DataError where the column ``NAME_finish`` holds another word than stop or length.
+    """
+    value = row.values.get(f"{name}_finish")
+    if value not in (None, "", "stop", "length"):
+        raise DataError(
+            f"{row.where}: {name}_finish is {shown(value)}; expected stop (the answer ended by itself) or length (it "
+            "was cut off)"
+        )
+    return value != "length"
+
+
 def headless(path: Path, names: Iterable[str], wanted: str) -> None:
     """Raise DataError if a csv's first line is a row, not a header: its text must not be lost.
 

@@ -17,7 +17,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
-from rewardlm.data.files import TABLES, Row, columns, read_table
+from rewardlm.data.files import TABLES, Row, answer_ended, columns, read_table
 from rewardlm.errors import DataError
 from rewardlm.typed import shown
 from rewardlm.types import Message
@@ -68,7 +68,7 @@ def _preference(row: Row, method: Method) -> GivenPreference:
         history, chosen, rejected = _sides(row)
         if chosen.strip() == rejected.strip():
             raise DataError(f"{row.where}: chosen and rejected are the same; expected a better and a worse answer")
-        return GivenPreference(history, chosen, rejected, _ended(row, "chosen"), _ended(row, "rejected"))
+        return GivenPreference(history, chosen, rejected, answer_ended(row, "chosen"), answer_ended(row, "rejected"))
     if "chosen" in names:
         if method != "raft":
             raise DataError(
@@ -84,7 +84,7 @@ def _preference(row: Row, method: Method) -> GivenPreference:
                 f"{row.where}: {what} are single answers, which --method {learns} learns; expected {_EXPECTED[method]}"
             )
         completion = _answer(row, "completion", _turns(row, "completion", "assistant"))
-        wanted, ended = not labelled or _label(row), _ended(row, "completion")
+        wanted, ended = not labelled or _label(row), answer_ended(row, "completion")
         return GivenPreference(
             _history(row, _turns(row, "prompt", "user")),
             completion if wanted else None,
@@ -98,7 +98,7 @@ def _preference(row: Row, method: Method) -> GivenPreference:
 def _best(row: Row) -> GivenPreference:
     """A chosen answer without a rejected one."""
     turns = _turns(row, "chosen", "assistant")
-    ended = _ended(row, "chosen")
+    ended = answer_ended(row, "chosen")
     if row.values.get("prompt") not in (None, ""):
         return GivenPreference(_history(row, _turns(row, "prompt", "user")), _answer(row, "chosen", turns), None, ended)
     return GivenPreference(_history(row, turns[:-1]), _answer(row, "chosen", turns[-1:]), None, ended)
@@ -167,17 +167,6 @@ def _answer(row: Row, name: str, turns: tuple[Message, ...]) -> str:
     if len(turns) != 1 or turns[0].role != "assistant" or not (may_be_empty or turns[0].text.strip()):
         raise DataError(f"{row.where}: {name} is not one answer; expected a text, or one message of the assistant's")
     return turns[0].text
-
-
-def _ended(row: Row, name: str) -> bool:
-    """Whether the answer in that column ended by itself, as all do of which nothing is said."""
-    value = row.values.get(f"{name}_finish")
-    if value not in (None, "", "stop", "length"):
-        raise DataError(
-            f"{row.where}: {name}_finish is {shown(value)}; expected stop (the answer ended by itself) or length (it "
-            "was cut off)"
-        )
-    return value != "length"
 
 
 def _label(row: Row) -> bool:

@@ -318,7 +318,7 @@ def _encode(chat: ChatFormat, samples: list[Pair], limit: int) -> tuple[list[Row
     rows, shortened = [], 0
     for pair in samples:
         for history in shorter_histories(pair.history):
-            encoded = chat.encode_pair(history, pair.answer)
+            encoded = chat.encode_pair(history, pair.answer, ended=pair.ended)
             if len(encoded.input_ids) <= limit:
                 break
         cut = len(history) < len(pair.history) or len(encoded.input_ids) > limit
